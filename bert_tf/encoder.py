@@ -1,0 +1,254 @@
+"""The BERT encoder (Devlin et al. 2018, section 3): embeddings, L transformer blocks, pooler.
+
+Every layer carries the name that the original release gave it, so that its weights are found in any
+checkpoint by name. The blocks work on rows [R, H]; see `layout.py`.
+Legend: B batch, S sequence, R rows, H hidden, N heads, D head size, F feed-forward, L layers.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import tensorflow as tf
+import tf_keras as keras
+
+from bert_tf import kernels
+from bert_tf.config import BertConfig
+from bert_tf.layout import Layout, PaddedLayout, merge_heads, split_heads
+
+
+class EncoderOutput(NamedTuple):
+    """What the encoder knows of a batch. What a caller does not use costs nothing in a graph."""
+
+    sequence: tf.Tensor  # [B, S, H] output of the last layer
+    pooled: tf.Tensor  # [B, H] tanh of a linear map of the [CLS] position
+    layers: tuple[tf.Tensor, ...]  # L x [B, S, H] output of every layer, the lowest first
+    embeddings: tf.Tensor  # [B, S, H] input of the first layer
+
+
+class Linear(keras.layers.Layer):
+    """`x @ kernel + bias` on rows [R, in]."""
+
+    def __init__(self, inputs: int, outputs: int, config: BertConfig, name: str) -> None:
+        super().__init__(name=name)
+        self.kernel = self.add_weight(
+            name=f"{name}/kernel", shape=[inputs, outputs], initializer=truncated_normal(config)
+        )
+        self.bias = self.add_weight(name=f"{name}/bias", shape=[outputs], initializer="zeros")
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        return kernels.linear(x, self.kernel, self.bias)
+
+
+class LayerNorm(keras.layers.Layer):
+    """Layer normalisation; its weights and statistics are float32 under every dtype policy."""
+
+    def __init__(self, config: BertConfig, name: str) -> None:
+        super().__init__(name=name, dtype="float32", autocast=False)
+        self.epsilon = config.layer_norm_eps
+        shape = [config.hidden_size]
+        self.gamma = self.add_weight(name=f"{name}/gamma", shape=shape, initializer="ones")
+        self.beta = self.add_weight(name=f"{name}/beta", shape=shape, initializer="zeros")
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        return kernels.layer_norm(x, self.gamma, self.beta, self.epsilon)
+
+
+class Embeddings(keras.layers.Layer):
+    """Sum of word, position and segment embeddings, normalised (paper, figure 2)."""
+
+    def __init__(self, config: BertConfig, name: str) -> None:
+        super().__init__(name=name)
+        self.config = config
+        self.word_embeddings = self.table("word_embeddings", config.vocab_size)
+        self.token_type_embeddings = self.table("token_type_embeddings", config.type_vocab_size)
+        self.position_embeddings = self.table("position_embeddings", config.max_position_embeddings)
+        self.norm = LayerNorm(config, name=f"{name}/LayerNorm")
+
+    def table(self, kind: str, rows: int) -> tf.Variable:
+        """A trainable table [rows, H]."""
+        return self.add_weight(
+            name=f"{self.name}/{kind}",
+            shape=[rows, self.config.hidden_size],
+            initializer=truncated_normal(self.config),
+        )
+
+    def call(
+        self, token_ids: tf.Tensor, segment_ids: tf.Tensor, layout: Layout, seed: tf.Tensor | None
+    ) -> tf.Tensor:
+        words = tf.gather(self.word_embeddings, token_ids)  # [R, H]
+        # A matrix product with a one-hot vector, as in the original release: there are only two
+        # segments, and the gradient of a gather would scatter every row into two.
+        one_hot = tf.one_hot(segment_ids, self.config.type_vocab_size, dtype=words.dtype)
+        segments = tf.matmul(one_hot, self.token_type_embeddings)  # [R, H]
+        positions = layout.position_rows(self.position_embeddings)  # [R, H]
+        return kernels.dropout(
+            self.norm(words + segments + positions), self.config.hidden_dropout_prob, seed
+        )
+
+
+class SelfAttention(keras.layers.Layer):
+    """Multi-head self-attention without its output projection (paper of the Transformer, 3.2.2)."""
+
+    def __init__(self, config: BertConfig, name: str) -> None:
+        super().__init__(name=name)
+        self.config = config
+        size = config.hidden_size
+        self.query = Linear(size, size, config, name=f"{name}/query")
+        self.key = Linear(size, size, config, name=f"{name}/key")
+        self.value = Linear(size, size, config, name=f"{name}/value")
+
+    def call(self, x: tf.Tensor, layout: Layout, seed: tf.Tensor | None) -> tf.Tensor:
+        num_heads = self.config.num_attention_heads
+        attended = kernels.attention(
+            split_heads(layout, self.query(x), num_heads),  # [B, N, S, D]
+            split_heads(layout, self.key(x), num_heads),
+            split_heads(layout, self.value(x), num_heads),
+            layout.attention_bias,
+            self.config.attention_probs_dropout_prob,
+            seed,
+        )
+        return merge_heads(layout, attended)  # [R, H]
+
+
+class TransformerBlock(keras.layers.Layer):
+    """Attention and feed-forward, each with dropout, residual and a LayerNorm behind it."""
+
+    def __init__(self, config: BertConfig, name: str) -> None:
+        super().__init__(name=name)
+        self.config = config
+        hidden, inner = config.hidden_size, config.intermediate_size
+        self.attention = SelfAttention(config, name=f"{name}/attention/self")
+        self.attention_output = Linear(hidden, hidden, config, f"{name}/attention/output/dense")
+        self.attention_norm = LayerNorm(config, name=f"{name}/attention/output/LayerNorm")
+        self.intermediate = Linear(hidden, inner, config, name=f"{name}/intermediate/dense")
+        self.output_dense = Linear(inner, hidden, config, name=f"{name}/output/dense")
+        self.output_norm = LayerNorm(config, name=f"{name}/output/LayerNorm")
+
+    def call(self, x: tf.Tensor, layout: Layout, seeds: tf.Tensor | None) -> tf.Tensor:
+        first, second, third = (None,) * 3 if seeds is None else tf.unstack(seeds, num=3)
+        rate = self.config.hidden_dropout_prob
+        attended = self.attention_output(self.attention(x, layout, first))  # [R, H]
+        x = self.attention_norm(x + kernels.dropout(attended, rate, second))  # [R, H]
+        activation = kernels.ACTIVATIONS[self.config.hidden_act]
+        inner = activation(self.intermediate(x))  # [R, F]
+        return self.output_norm(x + kernels.dropout(self.output_dense(inner), rate, third))
+
+
+class BertEncoder(keras.layers.Layer):
+    """Token ids in, contextual vectors out.
+
+    Attributes:
+        config: the shape of the encoder.
+        tokenizer: set by `bert_tf.load` where a vocabulary was found, else None.
+    """
+
+    def __init__(
+        self,
+        config: BertConfig,
+        layout: type[Layout] = PaddedLayout,
+        recompute: bool = False,
+        name: str = "bert",
+    ) -> None:
+        """Makes an encoder with fresh weights.
+
+        Args:
+            config: its shape.
+            layout: `PaddedLayout` (static shapes) or `UnpaddedLayout` (rows of real tokens only).
+            recompute: recompute activations in the backward pass instead of keeping them.
+            name: first part of the names of all weights.
+        """
+        super().__init__(name=name)
+        self.supports_masking = True  # `mask` is an argument like any other, not Keras's own
+        self.config = config
+        self.tokenizer: tf.Module | None = None
+        self.layout = layout
+        self.recompute = recompute
+        self.embeddings = Embeddings(config, name=f"{name}/embeddings")
+        self.blocks = [
+            TransformerBlock(config, name=f"{name}/encoder/layer_{index}")
+            for index in range(config.num_hidden_layers)
+        ]
+        self.pooler = Linear(
+            config.hidden_size, config.hidden_size, config, name=f"{name}/pooler/dense"
+        )
+
+    def call(
+        self,
+        token_ids: tf.Tensor,
+        segment_ids: tf.Tensor | None = None,
+        mask: tf.Tensor | None = None,
+        training: bool = False,
+        seed: tf.Tensor | None = None,
+    ) -> EncoderOutput:
+        """Encodes a batch.
+
+        Args:
+            token_ids: int [B, S].
+            segment_ids: int [B, S], 0 or 1; None is all 0.
+            mask: int [B, S], 1 for real tokens, 0 for padding; None is all 1.
+            training: whether dropout is applied.
+            seed: int32 [2] of that dropout, for a step that can be repeated; None draws one.
+
+        Raises:
+            ValueError: S is beyond the position table.
+        """
+        token_ids = tf.convert_to_tensor(token_ids, tf.int32)
+        check_length(token_ids, self.config)
+        segment_ids = tf.zeros_like(token_ids) if segment_ids is None else segment_ids
+        mask = tf.ones_like(token_ids) if mask is None else tf.convert_to_tensor(mask, tf.int32)
+        layout = self.layout(mask)
+        seeds = self.dropout_seeds(seed) if training else None  # [L, 3, 2] and [2]
+
+        x = self.embeddings(
+            layout.to_rows(token_ids),
+            layout.to_rows(tf.convert_to_tensor(segment_ids, tf.int32)),
+            layout,
+            None if seeds is None else seeds[-1],
+        )
+        outputs = [x]  # L + 1 times [R, H]
+        for index, block in enumerate(self.blocks):
+            block_seeds = None if seeds is None else seeds[3 * index : 3 * index + 3]
+            outputs.append(self.run_block(block, outputs[-1], layout, block_seeds))
+        embeddings, *layers = [layout.to_grid(rows) for rows in outputs]  # [B, S, H]
+        sequence = layers[-1] if layers else embeddings
+        pooled = tf.tanh(self.pooler(sequence[:, 0]))  # [B, H]
+        return EncoderOutput(sequence, pooled, tuple(layers), embeddings)
+
+    def compute_mask(self, *unused: object) -> None:
+        """Keras asks for the mask of the outputs: there is none."""
+
+    def dropout_seeds(self, seed: tf.Tensor | None) -> tf.Tensor:
+        """One seed for each dropout: int32 [3 L + 1, 2]."""
+        if seed is None:
+            seed = tf.random.uniform([2], maxval=tf.int32.max, dtype=tf.int32)
+        return tf.random.split(seed, num=3 * len(self.blocks) + 1)
+
+    def run_block(
+        self, block: TransformerBlock, x: tf.Tensor, layout: Layout, seeds: tf.Tensor | None
+    ) -> tf.Tensor:
+        """One block, [R, H] to [R, H], keeping its activations or not."""
+        if not self.recompute:
+            return block(x, layout, seeds)
+        return tf.recompute_grad(lambda rows: block(rows, layout, seeds))(x)
+
+
+def truncated_normal(config: BertConfig) -> keras.initializers.Initializer:
+    """The original release's initializer: normal, cut at two standard deviations."""
+    return keras.initializers.TruncatedNormal(stddev=config.initializer_range)
+
+
+def check_length(token_ids: tf.Tensor, config: BertConfig) -> None:
+    """Raises ValueError where sequences are longer than the position table (if known by now)."""
+    length = token_ids.shape[1]
+    if length is not None and length > config.max_position_embeddings:
+        raise ValueError(
+            f"sequence length {length} exceeds the position table of this model "
+            f"(max_position_embeddings={config.max_position_embeddings}); shorten the sequences "
+            "or load a model with a longer table."
+        )
+
+
+def variables_by_name(layer: tf.Module) -> dict[str, tf.Variable]:
+    """Every weight under its original name, for example `bert/pooler/dense/kernel`."""
+    return {variable.name.split(":")[0]: variable for variable in layer.trainable_variables}
