@@ -1,0 +1,196 @@
+"""From `--accelerator` to a `tf.distribute` strategy, a dtype policy and what the device likes.
+
+The training loop is written once; what differs between devices is in the `Accelerator` made here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+
+import tensorflow as tf
+import tf_keras as keras
+from absl import logging
+
+from bert_tf.config import RuntimeConfig
+
+KINDS = ("auto", "cpu", "gpu", "tpu", "multi_worker")
+POLICIES = {
+    "float32": "float32",
+    "bfloat16": "mixed_bfloat16",
+    "float16": "mixed_float16",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Accelerator:
+    """A strategy and what follows from the device under it."""
+
+    kind: str  # "cpu", "gpu" or "tpu"
+    strategy: tf.distribute.Strategy
+    dtype: str  # "float32", "bfloat16" or "float16"
+
+    @property
+    def replicas(self) -> int:
+        """Replicas in all machines together."""
+        return self.strategy.num_replicas_in_sync
+
+    @property
+    def static_shapes(self) -> bool:
+        """TPUs compile one program a shape: batches come in a few fixed widths."""
+        return self.kind == "tpu"
+
+    @property
+    def compile_gradients(self) -> bool:
+        """XLA pays on GPU; TPU compiles everything anyway; XLA on CPU has slow matrix products."""
+        return self.kind == "gpu"
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this process writes files (always, but for the other workers of several)."""
+        resolver = self.strategy.cluster_resolver
+        if resolver is None or not resolver.cluster_spec().jobs or self.kind == "tpu":
+            return True
+        return resolver.task_type in (None, "", "chief") or (
+            resolver.task_type == "worker"
+            and resolver.task_id == 0
+            and "chief" not in resolver.cluster_spec().jobs
+        )
+
+    def describe(self) -> str:
+        """One line for the log."""
+        name = type(self.strategy).__name__
+        return f"{self.kind}, {self.replicas} replica(s) ({name}), {self.dtype}"
+
+
+def connect(runtime: RuntimeConfig) -> Accelerator:
+    """Connects to the devices and sets the global Keras dtype policy.
+
+    Raises:
+        ValueError: an unknown or absent accelerator or dtype, or replicas off the CPU.
+    """
+    if runtime.accelerator not in KINDS:
+        raise ValueError(f"--accelerator={runtime.accelerator!r} must be one of {', '.join(KINDS)}.")
+    if runtime.dtype != "auto" and runtime.dtype not in POLICIES:
+        raise ValueError(
+            f"config.runtime.dtype={runtime.dtype!r} must be auto, {', '.join(POLICIES)}."
+        )
+    kind, strategy = make_strategy(runtime)
+    dtype = best_dtype(kind) if runtime.dtype == "auto" else runtime.dtype
+    keras.mixed_precision.set_global_policy(POLICIES[dtype])
+    accelerator = Accelerator(kind, strategy, dtype)
+    logging.info("TensorFlow %s on %s.", tf.__version__, accelerator.describe())
+    return accelerator
+
+
+def make_strategy(runtime: RuntimeConfig) -> tuple[str, tf.distribute.Strategy]:
+    """The kind of device and the strategy for it."""
+    kind = find_kind() if runtime.accelerator == "auto" else runtime.accelerator
+    if kind != "cpu" and runtime.replicas != 1:
+        raise ValueError(
+            f"config.runtime.replicas={runtime.replicas} makes logical CPU devices; on {kind} every "
+            "device is a replica. Leave it at 1."
+        )
+    if kind == "tpu":
+        return kind, connect_tpu(runtime.tpu)
+    if kind == "multi_worker":
+        return connect_workers()
+    if kind == "gpu":
+        return kind, gpu_strategy()
+    return kind, cpu_strategy(runtime.replicas)
+
+
+def find_kind() -> str:
+    """What `auto` means here: several workers, TPU, GPU, else CPU."""
+    if "worker" in json.loads(os.environ.get("TF_CONFIG", "{}")).get("cluster", {}):
+        return "multi_worker"
+    if os.environ.get("TPU_NAME") or os.path.exists("/dev/accel0") or os.path.exists("/dev/vfio/0"):
+        return "tpu"
+    return "gpu" if tf.config.list_physical_devices("GPU") else "cpu"
+
+
+def connect_tpu(name: str) -> tf.distribute.Strategy:
+    """Initialises the TPU system and returns its strategy."""
+    # Stock TensorFlow has no TPU kernels; its own message ("No OpKernel was registered to support
+    # Op 'ConfigureDistributedTPU'") has cost many people a day.
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=name)
+        tf.config.experimental_connect_to_cluster(resolver)
+        topology = tf.tpu.experimental.initialize_tpu_system(resolver)
+    except (ValueError, tf.errors.OpError, RuntimeError) as error:
+        raise ValueError(
+            f"no TPU answered at --tpu={name} ({str(error).splitlines()[0]}). On a TPU VM install "
+            "the TPU build (tensorflow-tpu==2.19.1 with libtpu==0.0.10, then tf_keras==2.19.0 and "
+            "tensorflow-text==2.19.0 with --no-deps); the stock tensorflow package has no TPU "
+            "support. Elsewhere choose --accelerator=gpu or cpu."
+        ) from error
+    logging.info("TPU topology %s.", topology.mesh_shape)
+    return tf.distribute.TPUStrategy(resolver)
+
+
+def connect_workers() -> tuple[str, tf.distribute.Strategy]:
+    """The strategy of several machines, as `TF_CONFIG` describes them."""
+    if not os.environ.get("TF_CONFIG"):
+        raise ValueError(
+            "--accelerator=multi_worker needs the environment variable TF_CONFIG (cluster and "
+            "task), set on every machine before the script starts."
+        )
+    has_gpu = bool(tf.config.list_physical_devices("GPU"))
+    return "gpu" if has_gpu else "cpu", tf.distribute.MultiWorkerMirroredStrategy()
+
+
+def gpu_strategy() -> tf.distribute.Strategy:
+    """All GPUs of this machine."""
+    devices = tf.config.list_physical_devices("GPU")
+    if not devices:
+        raise ValueError("--accelerator=gpu, but TensorFlow sees no GPU; choose cpu or auto.")
+    for device in devices:
+        # Without growth the first process takes all memory of every GPU on the machine.
+        tf.config.experimental.set_memory_growth(device, True)
+    if len(devices) == 1:
+        return tf.distribute.OneDeviceStrategy("GPU:0")
+    return tf.distribute.MirroredStrategy()
+
+
+def cpu_strategy(replicas: int) -> tf.distribute.Strategy:
+    """One replica, or several logical ones (to develop and test distribution without devices)."""
+    if replicas == 1:
+        return tf.distribute.get_strategy()
+    if len(tf.config.list_logical_devices("CPU")) < replicas:
+        raise ValueError(
+            f"config.runtime.replicas={replicas}, but TensorFlow has started with fewer logical "
+            "CPU devices; call distribution.make_logical_cpus before anything else."
+        )
+    return tf.distribute.MirroredStrategy([f"CPU:{index}" for index in range(replicas)])
+
+
+def make_logical_cpus(count: int) -> None:
+    """Splits the CPU into logical devices; must come before TensorFlow's first operation."""
+    if count > 1:
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        parts = [tf.config.LogicalDeviceConfiguration() for _ in range(count)]
+        tf.config.set_logical_device_configuration(cpu, parts)
+
+
+def best_dtype(kind: str) -> str:
+    """The fastest dtype that is safe: bfloat16 where the device computes in it."""
+    if kind == "tpu":
+        return "bfloat16"
+    if kind == "gpu":
+        details = tf.config.experimental.get_device_details(
+            tf.config.list_physical_devices("GPU")[0]
+        )
+        capability = details.get("compute_capability", (0, 0))
+        return "bfloat16" if capability >= (8, 0) else "float16" if capability >= (7, 0) else "float32"
+    return "bfloat16" if cpu_computes_bfloat16() else "float32"
+
+
+def cpu_computes_bfloat16() -> bool:
+    """AMX or AVX512-BF16, as Linux reports it; elsewhere bfloat16 is emulated, and slow."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            flags = next((line for line in file if line.startswith("flags")), "")
+    except OSError:
+        return False
+    return "amx_bf16" in flags or "avx512_bf16" in flags

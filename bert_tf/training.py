@@ -1,0 +1,550 @@
+"""The one training loop, for every task and every device.
+
+A step is: losses of each replica's share of the batch -> gradients -> sum over replicas -> clipping
+by the norm of the global gradient -> update. Losses are sums divided by the weight of the *global*
+batch, so that 1 or N replicas, and 1 or N micro-batches, give the same update.
+
+What a step computes depends on (weights, slots, step, seed) alone: batches come from a plan that is
+a function of the step, dropout from a seed folded with the step. A run that is killed and started
+again from its last checkpoint therefore ends with the same bits as one that never stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import signal
+import time
+import types
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+from absl import logging
+
+from bert_tf import checkpoints, run_folder
+from bert_tf.config import RunConfig
+from bert_tf.data import batches
+from bert_tf.distribution import Accelerator
+from bert_tf.encoder import variables_by_name
+from bert_tf.optimization import Optimizer
+from bert_tf.pretrained import Pretrained
+from bert_tf.reporting import SUMS, Reporter
+from bert_tf.run_folder import MetricsLog, Progress
+from bert_tf.tasks.classification import ClassificationTask as Task
+
+Features = Mapping[str, tf.Tensor]
+
+
+class Preempted(Exception):  # noqa: N818 - not an error: everything is saved
+    """SIGTERM came; the run is saved and can be continued with the same command."""
+
+
+class NonFiniteLoss(Exception):  # noqa: N818
+    """The loss or the gradient is no number any more; the last good checkpoint is kept."""
+
+
+@dataclasses.dataclass
+class TrainingState:
+    """Everything that a step changes."""
+
+    model: tf.Module
+    optimizer: Optimizer
+    progress: Progress
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """Weights and slots by name, as they are saved."""
+        named = variables_by_name(self.model) | self.optimizer.saved_variables()
+        return {name: variable.numpy() for name, variable in named.items()}
+
+
+def train(
+    run: RunConfig,
+    workdir: str,
+    accelerator: Accelerator,
+    task: Task,
+    pretrained: Pretrained,
+) -> dict[str, float]:
+    """Trains, evaluates and saves until the run is done; continues where an earlier process stopped.
+
+    Args:
+        run: the resolved configuration.
+        workdir: the folder of the run.
+        accelerator: from `distribution.connect`.
+        task: from `Task.from_data`.
+        pretrained: weights to start from.
+
+    Returns:
+        The metrics of the best evaluation, with its `step`.
+
+    Raises:
+        ValueError: settings or data that cannot work, before the first step.
+        Preempted: SIGTERM came.
+        NonFiniteLoss: the loss is no number any more.
+    """
+    check_settings(run, accelerator)
+    run_folder.prepare(workdir, run)
+    save_assets(workdir, task)
+    train_examples, dev_examples = task.examples("train"), task.examples("dev")
+    total_steps = count_steps(run, len(train_examples))
+    logging.info(
+        "%s training and %s dev examples; %d steps of %d examples (%d on each replica).",
+        f"{len(train_examples):,}",
+        f"{len(dev_examples):,}",
+        total_steps,
+        run.train.global_batch_size,
+        run.train.global_batch_size // accelerator.replicas,
+    )
+    state = start(run, workdir, accelerator, task, pretrained, total_steps)
+    check_same_data(state.progress, train_examples, workdir)
+    loop = Loop(run, workdir, accelerator, task, state, total_steps, dev_examples)
+    if state.progress.step >= total_steps:
+        logging.info("Nothing left to train: %s is at step %d.", workdir, state.progress.step)
+    else:
+        loop.run_from(train_examples)
+    return state.progress.best
+
+
+def check_settings(run: RunConfig, accelerator: Accelerator) -> None:
+    """Raises ValueError for numbers that cannot work on these replicas."""
+    train = run.train
+    for name in ("global_batch_size", "accumulation", "steps_per_loop", "eval_batch_size"):
+        if getattr(train, name) < 1:
+            raise ValueError(f"config.train.{name}={getattr(train, name)} must be at least 1.")
+    for name in ("save_every", "log_every", "keep_checkpoints"):
+        if getattr(train, name) < 1:
+            raise ValueError(f"config.train.{name}={getattr(train, name)} must be at least 1.")
+    parts = accelerator.replicas * train.accumulation
+    if train.global_batch_size % parts:
+        raise ValueError(
+            f"config.train.global_batch_size={train.global_batch_size} must be a multiple of "
+            f"{accelerator.replicas} replica(s) x accumulation {train.accumulation} = {parts}."
+        )
+    if train.eval_batch_size % accelerator.replicas:
+        raise ValueError(
+            f"config.train.eval_batch_size={train.eval_batch_size} must be a multiple of the "
+            f"{accelerator.replicas} replicas."
+        )
+    if train.steps < 0 or train.epochs <= 0:
+        raise ValueError("config.train.epochs must be above 0 and config.train.steps at least 0.")
+
+
+def count_steps(run: RunConfig, num_examples: int) -> int:
+    """Steps of the whole run."""
+    per_epoch = batches.steps_per_epoch(num_examples, run.train.global_batch_size)
+    return run.train.steps or max(round(run.train.epochs * per_epoch), 1)
+
+
+def save_assets(workdir: str, task: Task) -> None:
+    """Writes what a later process needs to build the same model."""
+    run_folder.write_json(os.path.join(workdir, "bert_config.json"), task.config.to_dict())
+    task.tokenizer.save(workdir)
+    task.save(workdir)
+
+
+def start(
+    run: RunConfig,
+    workdir: str,
+    accelerator: Accelerator,
+    task: Task,
+    pretrained: Pretrained,
+    total_steps: int,
+) -> TrainingState:
+    """Builds model and optimizer, and resumes, or loads pre-trained weights, or starts fresh."""
+    keras.utils.set_random_seed(run.train.seed)
+    with accelerator.strategy.scope():
+        model = task.build_model()
+        weights = variables_by_name(model)
+        optimizer = Optimizer(
+            run.optimizer,
+            weights,
+            total_steps,
+            task.config.num_hidden_layers,
+            loss_scaling=accelerator.dtype == "float16",
+        )
+    state = TrainingState(model, optimizer, Progress())
+    newest = run_folder.newest_step(os.path.join(workdir, "checkpoints"))
+    if newest:
+        saved = checkpoints.read_tensors(os.path.join(newest, "model.ckpt"))
+        checkpoints.assign(weights | optimizer.saved_variables(), saved, newest)
+        state.progress = run_folder.read_progress(newest)
+        logging.info("Resumed from %s: weights, slots, step, data position.", newest)
+    elif pretrained.weights:
+        report = checkpoints.assign(
+            weights, pretrained.weights, pretrained.source, optional=task.fresh_weights
+        )
+        logging.info(
+            "Started from the weights of %s (init_checkpoint); fresh: %s; not used: %s.",
+            pretrained.source,
+            ", ".join(report.fresh) or "none",
+            ", ".join(report.unused) or "none",
+        )
+    else:
+        logging.info("Started from random weights.")
+    return state
+
+
+def check_same_data(progress: Progress, examples: batches.Examples, workdir: str) -> None:
+    """Raises ValueError where a resumed run would go on with other data than it began with."""
+    fingerprint = zlib.crc32(examples.token_ids.tobytes())
+    for target in examples.targets.values():
+        fingerprint = zlib.crc32(np.ascontiguousarray(target).tobytes(), fingerprint)
+    if progress.step and progress.data_fingerprint != fingerprint:
+        raise ValueError(
+            f"the training data are not those that {workdir} was trained on so far; restore them, "
+            "or start a new run in another --workdir with init_checkpoint set to this one."
+        )
+    progress.data_fingerprint = fingerprint
+
+
+@dataclasses.dataclass
+class Loop:
+    """One run on its way."""
+
+    run: RunConfig
+    workdir: str
+    accelerator: Accelerator
+    task: Task
+    state: TrainingState
+    total_steps: int
+    dev_examples: batches.Examples
+
+    def __post_init__(self) -> None:
+        """Compiles nothing yet: functions are traced at their first call."""
+        chief = self.accelerator.is_chief
+        self.reporter = Reporter(
+            self.workdir if chief else None, self.total_steps, self.state.progress.step
+        )
+        self.metrics_log = MetricsLog(self.workdir, self.state.progress.step) if chief else None
+        self.train_steps = make_train_steps(
+            self.run, self.accelerator, self.task, self.state.model, self.state.optimizer
+        )
+        self.evaluator = Evaluator(self.run, self.accelerator, self.task, self.state.model)
+        self.terminated = False
+
+    def run_from(self, examples: batches.Examples) -> None:
+        """Trains from the current step to the end of the run."""
+        widths = batches.widths_for(self.run.data.max_seq_length, self.accelerator.static_shapes)
+        plan = batches.training_plan(
+            examples.lengths,
+            self.run.train.global_batch_size,
+            widths,
+            self.run.train.seed,
+            self.run.data.bucket_window,
+            self.total_steps,
+        )
+        previous = listen_for_sigterm(self)
+        try:
+            feed = Feed(examples, plan, self.state.progress.step, self.accelerator)
+            while self.state.progress.step < self.total_steps:
+                self.advance(feed)
+                if self.has_stalled():
+                    break
+        finally:
+            if previous is not None:
+                signal.signal(signal.SIGTERM, previous)
+
+    def advance(self, feed: Feed) -> None:
+        """Runs a few steps on the device, then logs, evaluates and saves as they fall due."""
+        progress, train = self.state.progress, self.run.train
+        boundaries = (train.log_every, train.eval_every, train.save_every)
+        stop = min(next_multiple(progress.step, every, self.total_steps) for every in boundaries)
+        iterator, count = feed.next(min(stop - progress.step, train.steps_per_loop))
+        sums = self.train_steps(iterator, tf.constant(count, tf.int32))
+        sums = {name: float(value) for name, value in sums.items()}
+        self.check_finite(sums.pop("bad_step"))
+        progress.step += count
+        for name in SUMS:
+            progress.interval[name] = progress.interval.get(name, 0.0) + sums[name]
+        done = progress.step == self.total_steps
+        if progress.step % train.log_every == 0 or done:
+            self.log(sums["learning_rate"])
+        paused = time.monotonic()
+        if done or (train.eval_every and progress.step % train.eval_every == 0):
+            self.evaluate()
+        if done or progress.step % train.save_every == 0 or self.has_stalled() or self.terminated:
+            self.save()
+        self.reporter.pause(time.monotonic() - paused)
+        if self.terminated and not done:
+            raise Preempted(
+                f"SIGTERM: saved at step {progress.step} of {self.total_steps} in {self.workdir}; "
+                "the same command goes on from there."
+            )
+
+    def check_finite(self, bad_step: float) -> None:
+        """Raises NonFiniteLoss where a step's loss or gradient was no number."""
+        if bad_step >= 0:
+            newest = run_folder.newest_step(os.path.join(self.workdir, "checkpoints"))
+            raise NonFiniteLoss(
+                f"the loss or its gradient is not finite at step {int(bad_step)}. The last good "
+                f"checkpoint is {newest or 'none yet'}. Lower config.optimizer.learning_rate, "
+                "lengthen config.optimizer.warmup_proportion, or use --config.runtime.dtype="
+                "float32, in a new --workdir."
+            )
+
+    def log(self, learning_rate: float) -> None:
+        """Writes the mean loss since the last log, then begins a new interval."""
+        progress = self.state.progress
+        sums, progress.interval = progress.interval, {}
+        scalars = {"loss": sums["loss"] / sums["weight"], "learning_rate": learning_rate}
+        self.write(scalars)
+        self.reporter.training(progress.step, sums, scalars)
+
+    def write(self, scalars: dict[str, float]) -> None:
+        """To metrics.jsonl."""
+        if self.metrics_log is not None:
+            self.metrics_log.write(self.state.progress.step, scalars)
+
+    def evaluate(self) -> None:
+        """Measures the dev examples and keeps the weights where they are the best so far."""
+        progress = self.state.progress
+        outputs = self.evaluator.predict(self.dev_examples)
+        metrics = self.task.metrics(outputs, self.dev_examples.targets)
+        metrics["loss"] = float(outputs["loss"].mean())
+        scalars = {f"eval/{name}": value for name, value in metrics.items()}
+        self.write(scalars)
+        self.reporter.scalars(progress.step, scalars)
+        chosen = self.run.train.best_metric or self.task.metric_names[0]
+        if chosen not in metrics:
+            raise ValueError(
+                f"config.train.best_metric={chosen!r} is not measured; choose {', '.join(metrics)}."
+            )
+        # Lower is better for a loss; a metric that is worse or equal is not the best.
+        sign = -1.0 if chosen in ("loss", "mean_squared_error") else 1.0
+        is_best = not progress.best or sign * metrics[chosen] > sign * progress.best[chosen]
+        logging.info(
+            "eval at step %d: %s%s",
+            progress.step,
+            "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()),
+            "  (best so far)" if is_best else "",
+        )
+        if not is_best:
+            progress.stale_evaluations += 1
+            return
+        progress.best, progress.stale_evaluations = metrics | {"step": progress.step}, 0
+        if self.accelerator.is_chief:
+            tensors = {
+                name: variable.numpy()
+                for name, variable in variables_by_name(self.state.model).items()
+            }
+            run_folder.write_step(os.path.join(self.workdir, "best"), progress, tensors, keep=1)
+
+    def has_stalled(self) -> bool:
+        """Whether early stopping has come."""
+        patience = self.run.train.early_stopping
+        stalled = bool(patience) and self.state.progress.stale_evaluations >= patience
+        if stalled:
+            logging.info("Early stopping: %d evaluations without a better metric.", patience)
+        return stalled
+
+    def save(self) -> None:
+        """Saves everything that a later process needs to go on from here."""
+        if self.accelerator.is_chief:
+            folder = os.path.join(self.workdir, "checkpoints")
+            keep = self.run.train.keep_checkpoints
+            run_folder.write_step(folder, self.state.progress, self.state.tensors(), keep)
+
+
+def next_multiple(step: int, every: int, last: int) -> int:
+    """The next step after `step` at which something that happens `every` steps falls due."""
+    return min((step // every + 1) * every, last) if every else last
+
+
+def listen_for_sigterm(loop: Loop) -> signal.Handlers | None:
+    """Makes SIGTERM end the run after the steps under way; returns the handler before."""
+
+    def handle(number: int, frame: types.FrameType | None) -> None:
+        loop.terminated = True
+
+    try:
+        return signal.signal(signal.SIGTERM, handle)  # type: ignore[return-value]
+    except ValueError:  # not the main thread (a notebook's worker, a test): nobody to listen for
+        return None
+
+
+class Feed:
+    """Hands out iterators over the planned batches, in the plan's order."""
+
+    def __init__(
+        self,
+        examples: batches.Examples,
+        plan: batches.TrainingPlan,
+        first_step: int,
+        accelerator: Accelerator,
+    ) -> None:
+        """With static shapes there is one iterator for each width, otherwise a single one."""
+        self.static = accelerator.static_shapes
+        self.widths = [plan[step].width for step in range(first_step, len(plan))]
+        self.position = 0
+        strategy = accelerator.strategy
+        remaining = plan[first_step:]
+        groups = batches.by_width(remaining) if self.static else {0: remaining}
+        self.iterators: dict[int, Iterator] = {
+            width: iter(
+                strategy.experimental_distribute_dataset(
+                    batches.dataset(examples, group, self.static)
+                )
+            )
+            for width, group in groups.items()
+        }
+
+    def next(self, most: int) -> tuple[Iterator, int]:
+        """An iterator, and for how many steps (at most `most`) it is the one to use."""
+        ahead = self.widths[self.position : self.position + most]
+        width, count = 0, len(ahead)
+        if self.static:
+            width = ahead[0]
+            count = next((i for i, other in enumerate(ahead) if other != width), len(ahead))
+        self.position += count
+        return self.iterators[width], count
+
+
+def make_train_steps(
+    run: RunConfig,
+    accelerator: Accelerator,
+    task: Task,
+    model: tf.Module,
+    optimizer: Optimizer,
+) -> tf.types.experimental.GenericFunction:
+    """Returns `train_steps(iterator, count)`: `count` steps on the device, then sums for the host.
+
+    The loop over steps is inside the function: the host costs as much as a small model's step, and
+    a TPU would wait for it.
+    """
+    strategy = accelerator.strategy
+    gradients_of = make_gradients(task, model, run.train.accumulation)
+    if accelerator.compile_gradients:
+        gradients_of = tf.function(gradients_of, jit_compile=True)
+
+    def replica_step(batch: Features) -> dict[str, tf.Tensor]:
+        context = tf.distribute.get_replica_context()
+        total = tf.distribute.ReduceOp.SUM
+        weight = context.all_reduce(total, tf.reduce_sum(batch["weight"]))
+        seed = tf.random.fold_in(
+            tf.stack([run.train.seed, tf.cast(context.replica_id_in_sync_group, tf.int32)]),
+            tf.cast(optimizer.step, tf.int32),
+        )
+        loss, gradients = gradients_of(batch, seed, weight, optimizer.loss_scale)
+        loss = context.all_reduce(total, loss)
+        update = optimizer.apply_gradients(context.all_reduce(total, gradients))
+        is_bad = ~(tf.math.is_finite(loss) & update["usable"])
+        return {
+            "loss": loss * weight,
+            "weight": weight,
+            "tokens": context.all_reduce(total, tf.cast(tf.reduce_sum(batch["mask"]), tf.float32)),
+            "positions": context.all_reduce(total, tf.cast(tf.size(batch["mask"]), tf.float32)),
+            "steps": tf.constant(1.0),
+            "learning_rate": update["learning_rate"],
+            "bad_step": tf.where(is_bad, tf.cast(optimizer.step, tf.float32), -1.0),
+        }
+
+    def first_replica(values: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        return {name: strategy.experimental_local_results(v)[0] for name, v in values.items()}
+
+    @tf.function
+    def train_steps(iterator: Iterator, count: tf.Tensor) -> dict[str, tf.Tensor]:
+        sums = dict.fromkeys(SUMS, tf.constant(0.0))
+        learning_rate, bad_step = tf.constant(0.0), tf.constant(-1.0)
+        for _ in tf.range(count):
+            step = first_replica(strategy.run(replica_step, args=(next(iterator),)))
+            sums = {name: sums[name] + step[name] for name in SUMS}
+            learning_rate = step["learning_rate"]
+            bad_step = tf.where(bad_step < 0.0, step["bad_step"], bad_step)
+        return sums | {"learning_rate": learning_rate, "bad_step": bad_step}
+
+    return train_steps
+
+
+def make_gradients(task: Task, model: tf.Module, accumulation: int):  # noqa: ANN201
+    """Returns a function of (batch, seed, global weight, loss scale) to (loss, dense gradients).
+
+    The loss is this replica's share of the mean loss of the global batch.
+    """
+    weights = list(variables_by_name(model).values())
+
+    def micro_gradients(
+        batch: Features, seed: tf.Tensor, weight: tf.Tensor, scale: tf.Tensor
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        with tf.GradientTape() as tape:
+            losses = task.losses(model, batch, seed)  # [B]
+            loss = tf.reduce_sum(losses * batch["weight"]) / tf.maximum(weight, 1.0)
+            scaled = loss * scale
+        # Gradients of tables come as one row an occurrence; norm and update need the sum.
+        gradients = tape.gradient(scaled, weights, unconnected_gradients="zero")
+        return loss, [tf.convert_to_tensor(gradient) / scale for gradient in gradients]
+
+    def accumulated(
+        batch: Features, seed: tf.Tensor, weight: tf.Tensor, scale: tf.Tensor
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        size = tf.shape(batch["weight"])[0] // accumulation
+
+        def add(
+            index: tf.Tensor, loss: tf.Tensor, sums: list[tf.Tensor]
+        ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
+            part = {name: v[index * size : (index + 1) * size] for name, v in batch.items()}
+            more_loss, more = micro_gradients(part, tf.random.fold_in(seed, index), weight, scale)
+            return index + 1, loss + more_loss, [a + b for a, b in zip(sums, more, strict=True)]
+
+        zeros = [tf.zeros(variable.shape) for variable in weights]
+        _, loss, sums = tf.while_loop(
+            lambda index, *_: index < accumulation, add, (tf.constant(0), tf.constant(0.0), zeros)
+        )
+        return loss, sums
+
+    return micro_gradients if accumulation == 1 else accumulated
+
+
+class Evaluator:
+    """Runs a model over examples, each exactly once."""
+
+    def __init__(
+        self, run: RunConfig, accelerator: Accelerator, task: Task, model: tf.Module
+    ) -> None:
+        self.run = run
+        self.accelerator = accelerator
+
+        @tf.function
+        def predict_batch(batch: Features) -> dict[str, tf.Tensor]:
+            outputs = accelerator.strategy.run(
+                lambda part: task.predict(model, part) | {"example": part["example"]}, args=(batch,)
+            )
+            return {
+                name: accelerator.strategy.gather(value, axis=0) for name, value in outputs.items()
+            }
+
+        self.predict_batch = predict_batch
+
+    def predict(self, examples: batches.Examples) -> dict[str, np.ndarray]:
+        """The outputs of `Task.predict` for all examples, in their order: each [E, ...]."""
+        static = self.accelerator.static_shapes
+        widths = batches.widths_for(self.run.data.max_seq_length, static)
+        plan = batches.evaluation_plan(examples.lengths, self.run.train.eval_batch_size, widths)
+        groups: Sequence[Sequence[batches.Batch]] = (
+            list(batches.by_width(plan).values()) if static else [plan]
+        )
+        parts: dict[str, list[np.ndarray]] = {}
+        for group in groups:
+            dataset = batches.dataset(examples, group, static)
+            for batch in self.accelerator.strategy.experimental_distribute_dataset(dataset):
+                for name, value in self.predict_batch(batch).items():
+                    parts.setdefault(name, []).append(value.numpy())
+        return in_order({name: np.concatenate(values) for name, values in parts.items()})
+
+
+def in_order(outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Drops padding rows and sorts by example number, checking that each is there once."""
+    example = outputs.pop("example")
+    rows = np.flatnonzero(example >= 0)
+    rows = rows[np.argsort(example[rows], kind="stable")]
+    if not np.array_equal(example[rows], np.arange(len(rows))):
+        raise RuntimeError("evaluation lost or repeated examples; please report this.")
+    return {name: values[rows] for name, values in outputs.items()}
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation (nan for a single value)."""
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+    return float(np.mean(values)), deviation
