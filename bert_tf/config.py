@@ -1,7 +1,8 @@
 """Typed configuration: the shape of a BERT (`BertConfig`) and one run (`RunConfig`).
 
-Every default of the project lives here. A recipe in `configs/` returns a `RunConfig`; flags override single fields; the resolved configuration is
-written to the run folder, where evaluation, prediction and export read it back.
+Every default of the project lives here. A recipe in `configs/` returns a `RunConfig`; flags
+override single fields; the resolved configuration is written to the run folder, where evaluation,
+prediction and export read it back.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from typing import Any, TypeVar
 
 import tensorflow as tf
 
-# The original release's "gelu" computes the tanh approximation; Hugging Face's "gelu" the exact erf form. Inside this package the names mean
-# what they say, and the readers below translate.
+# The original release's "gelu" computes the tanh approximation; Hugging Face's "gelu" the exact erf
+# form. Inside this package the names mean what they say, and the readers below translate.
 ACTIVATIONS = ("gelu", "gelu_approximate", "relu", "tanh")
 HUGGING_FACE_ACTIVATIONS = {
     "gelu": "gelu",
@@ -43,20 +44,31 @@ class BertConfig:
     max_position_embeddings: int = 512
     type_vocab_size: int = 2
     initializer_range: float = 0.02
-    layer_norm_eps: float = 1e-12  # tf.contrib's default, used by the original release; the paper is silent
+    layer_norm_eps: float = 1e-12  # tf.contrib's default, in the original release; not in the paper
 
     def __post_init__(self) -> None:
         """Raises ValueError for sizes that cannot make an encoder."""
-        for name in ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size", "max_position_embeddings", "type_vocab_size"):
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_attention_heads",
+            "intermediate_size",
+            "max_position_embeddings",
+            "type_vocab_size",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"BertConfig.{name}={getattr(self, name)} must be at least 1.")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
-                f"BertConfig.hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}; "
-                "each head needs the same whole number of units."
+                f"BertConfig.hidden_size={self.hidden_size} is not a multiple of "
+                f"num_attention_heads={self.num_attention_heads}; each head needs the same whole "
+                "number of units."
             )
         if self.hidden_act not in ACTIVATIONS:
-            raise ValueError(f"BertConfig.hidden_act={self.hidden_act!r} is unknown; choose one of {', '.join(ACTIVATIONS)}.")
+            raise ValueError(
+                f"BertConfig.hidden_act={self.hidden_act!r} is unknown; choose one of "
+                f"{', '.join(ACTIVATIONS)}."
+            )
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"BertConfig.{name}={getattr(self, name)} must be in [0, 1).")
@@ -68,7 +80,9 @@ class BertConfig:
 
     @classmethod
     def from_file(cls, path: str) -> BertConfig:
-        """Reads the original `bert_config.json` or Hugging Face's `config.json` (which has a `model_type`).
+        """Reads the original `bert_config.json` or Hugging Face's `config.json`.
+
+        The second is told by its `model_type`.
 
         Raises:
             ValueError: the file is missing, is not JSON, is not of a BERT, or has impossible sizes.
@@ -81,20 +95,24 @@ class BertConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> BertConfig:
-        """Translates the keys of the original release, of Hugging Face, or of `to_dict`; keys that describe something else are ignored."""
+        """Translates the keys of the original release, of Hugging Face, or of `to_dict`.
+
+        Keys that describe something else are ignored.
+        """
         from_hugging_face = "model_type" in values
         if from_hugging_face:
             refuse_other_architectures(values)
         names = HUGGING_FACE_ACTIVATIONS if from_hugging_face else ORIGINAL_ACTIVATIONS
         activation = values.get("hidden_act", "gelu")
-        # `exact_gelu` is this package's own key: the original release cannot say "erf form" and ignores keys it does not know.
+        # `exact_gelu` is this package's own key: the original release cannot say "erf form", and it
+        # ignores keys that it does not know.
         activation = "gelu" if values.get("exact_gelu") else names.get(activation, activation)
         known = {field.name for field in dataclasses.fields(cls)}
         kept = {key: value for key, value in values.items() if key in known}
         return cls(**(kept | {"hidden_act": activation}))
 
     def to_dict(self) -> dict[str, Any]:
-        """The original release's keys, readable by its code; the erf form is marked by `exact_gelu`, which it ignores."""
+        """The original release's keys, readable by its code; see `from_dict` for `exact_gelu`."""
         values = dataclasses.asdict(self)
         if self.hidden_act in ("gelu", "gelu_approximate"):
             values |= {"hidden_act": "gelu", "exact_gelu": self.hidden_act == "gelu"}
@@ -112,11 +130,14 @@ class BertConfig:
 
 
 def refuse_other_architectures(values: dict[str, Any]) -> None:
-    """Raises ValueError where a Hugging Face config is of a model that this encoder would compute wrongly."""
+    """Raises ValueError for a Hugging Face model that this encoder would compute wrongly."""
     if values["model_type"] != "bert":
         raise ValueError(f"model_type is {values['model_type']!r}; only 'bert' can be read.")
     if values.get("position_embedding_type", "absolute") != "absolute":
-        raise ValueError(f"position_embedding_type is {values['position_embedding_type']!r}; only 'absolute' is BERT's.")
+        raise ValueError(
+            f"position_embedding_type is {values['position_embedding_type']!r}; "
+            "only 'absolute' is BERT's."
+        )
     if values.get("is_decoder") or values.get("add_cross_attention"):
         raise ValueError("is_decoder/add_cross_attention is set; only encoders can be read.")
 
@@ -125,14 +146,15 @@ def refuse_other_architectures(values: dict[str, Any]) -> None:
 class ModelConfig:
     """Which encoder, with which weights."""
 
-    init_checkpoint: str = ""  # TF1 checkpoint (prefix or folder), Hugging Face folder, or run folder; "" starts from random weights
+    # TF1 checkpoint (prefix or folder), Hugging Face folder, or run folder; "": random weights
+    init_checkpoint: str = ""
     bert_config: str = ""  # bert_config.json; needed only where init_checkpoint brings none
     vocab_file: str = ""  # needed only where init_checkpoint brings none
     lower_case: str = "auto"  # "auto" takes the checkpoint's own casing; "true", "false"
     strip_accents: str = "auto"  # "auto" follows lower_case; "true", "false"
     hidden_dropout: float = -1.0  # -1: the checkpoint's own rate
     attention_dropout: float = -1.0
-    recompute: bool = False  # recompute activations in the backward pass: less memory, about a third more time
+    recompute: bool = False  # activations, in the backward pass: less memory, a third more time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +202,7 @@ class OptimizerConfig:
     beta_2: float = 0.999
     epsilon: float = 1e-6
     clip_norm: float = 1.0  # of the global gradient; 0 does not clip
-    layer_decay: float = 1.0  # learning rate of layer l is multiplied by layer_decay ** (layers above it)
+    layer_decay: float = 1.0  # layer l learns at rate * layer_decay ** (layers above it)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,26 +260,36 @@ Config = TypeVar("Config")
 
 
 def build_dataclass(cls: type[Config], values: dict[str, Any], path: str) -> Config:
-    """Makes the dataclass `cls` from a nested dict, checking keys and types; `path` is the dotted place named in errors."""
+    """Makes the dataclass `cls` from a nested dict, checking keys and types.
+
+    `path` is the dotted place that errors name.
+    """
     hints = typing.get_type_hints(cls)
     for key in values:
         if key not in hints:
             near = difflib.get_close_matches(key, hints, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"config.{path}{key} does not exist.{hint} Valid keys: {', '.join(hints)}.")
-    return cls(**{key: typed_value(hints[key], value, f"{path}{key}") for key, value in values.items()})
+            raise ValueError(
+                f"config.{path}{key} does not exist.{hint} Valid keys: {', '.join(hints)}."
+            )
+    return cls(
+        **{key: typed_value(hints[key], value, f"{path}{key}") for key, value in values.items()}
+    )
 
 
-def typed_value(expected: Any, value: Any, path: str) -> Any:  # noqa: ANN401 - any field of any dataclass
-    """Returns `value` as `expected` (int widens to float), or raises ValueError naming the field."""
+def typed_value(expected: Any, value: Any, path: str) -> Any:  # noqa: ANN401 - any field's type
+    """Returns `value` as `expected` (int widens to float); raises ValueError naming the field."""
     if dataclasses.is_dataclass(expected) and isinstance(value, dict):
         return build_dataclass(typing.cast(type, expected), value, path + ".")
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(expected, types.GenericAlias) and isinstance(value, (list, tuple)):
         return tuple(value)
-    if isinstance(value, bool) and expected is not bool or not isinstance(value, expected):
-        raise ValueError(f"config.{path}={value!r} must be {getattr(expected, '__name__', expected)}, not {type(value).__name__}.")
+    if (isinstance(value, bool) and expected is not bool) or not isinstance(value, expected):
+        raise ValueError(
+            f"config.{path}={value!r} must be {getattr(expected, '__name__', expected)}, "
+            f"not {type(value).__name__}."
+        )
     return value
 
 
@@ -276,7 +308,7 @@ def read_json(path: str) -> dict[str, Any]:
 
 
 def write_json(path: str, values: dict[str, Any]) -> None:
-    """Writes a JSON object to a temporary name and renames it, so that a reader never sees half a file."""
+    """Writes a JSON object to a temporary name and renames it: nobody reads half a file."""
     temporary = f"{path}.tmp"
     with tf.io.gfile.GFile(temporary, "w") as file:
         file.write(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
