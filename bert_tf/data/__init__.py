@@ -1,0 +1,1 @@
+"""Examples: read from files, tokenized, and cut into batches of static shape."""
