@@ -91,7 +91,6 @@ def minilm_arrays(weights: Path) -> dict[str, np.ndarray]:
         features = {name: torch.tensor([values]) for name, values in row.items()}
         singles.append(run_encoder(model, features, positions_of_row[None]))
     alone = {name: torch.cat([single[name] for single in singles]) for name in padded}
-
     exact = run_encoder(model.double(), batch, positions)  # After the float32 runs: it converts.
     gap = max((padded[name] - exact[name]).abs().max().item() for name in padded)
     print(f"minilm: float32 is within {gap:.1e} of the same model in float64")
@@ -183,7 +182,7 @@ def tiny_arrays(output_folder: Path) -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    """Parses the flags and writes both files."""
+    """Writes both files."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--weights", type=Path, required=True, help="folder of a MiniLM-L6 BertModel"
