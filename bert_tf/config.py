@@ -58,6 +58,10 @@ class BertConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"BertConfig.{name}={getattr(self, name)} must be at least 1.")
+        if self.num_hidden_layers < 0:
+            raise ValueError(
+                f"BertConfig.num_hidden_layers={self.num_hidden_layers} must be at least 0."
+            )
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"BertConfig.hidden_size={self.hidden_size} is not a multiple of "
@@ -109,7 +113,7 @@ class BertConfig:
         activation = "gelu" if values.get("exact_gelu") else names.get(activation, activation)
         known = {field.name for field in dataclasses.fields(cls)}
         kept = {key: value for key, value in values.items() if key in known}
-        return cls(**(kept | {"hidden_act": activation}))
+        return build_dataclass(cls, kept | {"hidden_act": activation}, path="")
 
     def to_dict(self) -> dict[str, Any]:
         """The original release's keys, readable by its code; see `from_dict` for `exact_gelu`."""

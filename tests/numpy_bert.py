@@ -1,7 +1,8 @@
-"""BERT in NumPy and float64, line by line from the papers: what the TensorFlow code is held against.
+"""BERT in NumPy and float64, line by line from the papers, to hold the TensorFlow code against.
 
 Weights come as a dict by the original release's names. Nothing here is shared with `bert_tf`.
-Legend: B batch, S sequence (T as keys), H hidden, N heads, D head size, P masked positions, V vocabulary.
+Legend: B batch, S sequence (T as keys), H hidden, N heads, D head size, P masked positions,
+V vocabulary, C classes.
 """
 
 from __future__ import annotations

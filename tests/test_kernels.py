@@ -1,0 +1,172 @@
+"""The reference numerics against NumPy in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy_bert
+import pytest
+import tensorflow as tf
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+from bert_tf import kernels
+
+
+def normal(*shape: int, seed: int = 0, scale: float = 1.0) -> np.ndarray:
+    return (np.random.default_rng(seed).normal(size=shape) * scale).astype(np.float32)
+
+
+def test_linear() -> None:
+    x, kernel, bias = normal(5, 7), normal(7, 3, seed=1), normal(3, seed=2)
+    expected = x.astype(np.float64) @ kernel + bias
+    np.testing.assert_allclose(kernels.linear(x, kernel, bias), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(numpy_bert.ACTIVATIONS))
+def test_activations(name: str) -> None:
+    assert set(kernels.ACTIVATIONS) == set(numpy_bert.ACTIVATIONS)
+    x = np.linspace(-12.0, 12.0, 4001, dtype=np.float32)
+    expected = numpy_bert.ACTIVATIONS[name](x.astype(np.float64))
+    np.testing.assert_allclose(kernels.ACTIVATIONS[name](x), expected, rtol=2e-6, atol=1e-6)
+
+
+def test_the_two_gelus_differ() -> None:
+    x = np.linspace(-4.0, 4.0, 801, dtype=np.float32)
+    difference = np.abs(kernels.gelu(x) - kernels.gelu_approximate(x)).max()
+    assert 4e-4 < difference < 5e-4  # Hendrycks and Gimpel's approximation is this good
+
+
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+def test_layer_norm(offset: float) -> None:
+    x, gamma, beta = normal(6, 64) + np.float32(offset), normal(64, seed=1), normal(64, seed=2)
+    expected = numpy_bert.layer_norm(x.astype(np.float64), gamma, beta, 1e-12)
+    actual = kernels.layer_norm(tf.constant(x), gamma, beta, 1e-12)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-6 * (1 + offset))
+
+
+def test_layer_norm_uses_its_epsilon() -> None:
+    x = normal(4, 32, scale=1e-6)  # variance 1e-12: the epsilon halves it
+    ones, zeros = np.ones(32, np.float32), np.zeros(32, np.float32)
+    for epsilon in (1e-12, 1e-5):
+        expected = numpy_bert.layer_norm(x.astype(np.float64), ones, zeros, epsilon)
+        actual = kernels.layer_norm(tf.constant(x), ones, zeros, epsilon)
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_layer_norm_of_a_constant_row_is_beta() -> None:
+    beta = normal(8)
+    actual = kernels.layer_norm(tf.fill([2, 8], 3.0), normal(8, seed=1), beta, 1e-12)
+    np.testing.assert_array_equal(actual, np.stack([beta, beta]))
+
+
+def test_layer_norm_survives_the_graph_optimizer() -> None:
+    """Frozen graphs are where TensorFlow 2.20 swaps in an op with an epsilon of its own."""
+    gamma, beta = tf.Variable(normal(64, seed=1)), tf.Variable(normal(64, seed=2))
+    x = normal(16, 64, scale=0.05)  # variance 0.0025, so that an epsilon of 1e-3 would show
+    function = tf.function(lambda rows: kernels.layer_norm(rows, gamma, beta, 1e-12))
+    concrete = function.get_concrete_function(tf.TensorSpec([None, 64], tf.float32))
+    frozen = convert_variables_to_constants_v2(concrete)
+    expected = numpy_bert.layer_norm(x.astype(np.float64), gamma.numpy(), beta.numpy(), 1e-12)
+    np.testing.assert_allclose(concrete(tf.constant(x)), expected, rtol=0, atol=5e-6)
+    np.testing.assert_allclose(frozen(tf.constant(x))[0], expected, rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize("dtype", [tf.float16, tf.bfloat16])
+def test_layer_norm_of_half_precision_keeps_float32_statistics(dtype: tf.DType) -> None:
+    x = tf.cast(normal(4, 512, scale=300.0), dtype)  # squares and sums overflow float16
+    ones, zeros = np.ones(512, np.float32), np.zeros(512, np.float32)
+    actual = kernels.layer_norm(x, ones, zeros, 1e-12)
+    expected = numpy_bert.layer_norm(tf.cast(x, tf.float64).numpy(), ones, zeros, 1e-12)
+    assert actual.dtype == dtype
+    # Half a unit in the last place: the one rounding is that of the result.
+    half_ulp = 2.0**-11 if dtype == tf.float16 else 2.0**-8
+    np.testing.assert_allclose(
+        tf.cast(actual, tf.float64), expected, rtol=1.01 * half_ulp, atol=1e-6
+    )
+
+
+def test_attention() -> None:
+    query, key, value = (normal(2, 3, 5, 4, seed=seed) for seed in range(3))
+    mask = np.array([[1, 1, 1, 1, 0], [1, 0, 1, 0, 0]])
+    bias = ((1 - mask) * kernels.MASKED_SCORE).astype(np.float32)[:, None, None, :]
+    actual = kernels.attention(query, key, value, bias, rate=0.0, seed=None)
+    inputs = (array.astype(np.float64) for array in (query, key, value))
+    np.testing.assert_allclose(actual, numpy_bert.attention(*inputs, mask), rtol=0, atol=1e-6)
+
+
+def test_masked_keys_have_no_influence_at_all() -> None:
+    query, key, value = (normal(1, 2, 4, 8, seed=seed) for seed in range(3))
+    bias = tf.constant([0.0, 0.0, 0.0, kernels.MASKED_SCORE])
+    before = kernels.attention(query, key, value, bias, 0.0, None)
+    key[:, :, 3], value[:, :, 3] = 50.0, 1e6
+    after = kernels.attention(query, key, value, bias, 0.0, None)
+    np.testing.assert_array_equal(before, after)
+
+
+def test_attention_softmax_is_float32_in_half_precision() -> None:
+    graph = tf.function(
+        lambda x: kernels.attention(x, x, x, tf.zeros([1, 1, 1, 4]), 0.1, tf.constant([1, 2]))
+    ).get_concrete_function(tf.TensorSpec([2, 3, 4, 8], tf.bfloat16))
+    types = {op.type: op.outputs[0].dtype for op in graph.graph.get_operations() if op.outputs}
+    assert types["Softmax"] == tf.float32
+    assert types["BatchMatMulV2"] == tf.bfloat16
+    assert graph.outputs[0].dtype == tf.bfloat16
+
+
+def test_dropout_share_and_mean() -> None:
+    rate, size = 0.1, 200_000
+    dropped = kernels.dropout(tf.ones([size]), rate, tf.constant([3, 4])).numpy()
+    share = (dropped == 0.0).mean()
+    # Six standard deviations of a binomial share.
+    assert abs(share - rate) < 6 * np.sqrt(rate * (1 - rate) / size)
+    np.testing.assert_allclose(dropped[dropped != 0.0], 1 / (1 - rate), rtol=1e-6)
+    assert abs(dropped.mean() - 1.0) < 6 * np.sqrt(rate / (1 - rate) / size)
+
+
+def test_dropout_seeds() -> None:
+    x = tf.constant(normal(100, 10))
+    first = kernels.dropout(x, 0.5, tf.constant([1, 2])).numpy()
+    np.testing.assert_array_equal(first, kernels.dropout(x, 0.5, tf.constant([1, 2])))
+    other = kernels.dropout(x, 0.5, tf.constant([1, 3])).numpy()
+    # Independent masks of rate 0.5 agree on half of the units.
+    assert 0.4 < ((first == 0) == (other == 0)).mean() < 0.6
+
+
+@pytest.mark.parametrize(("rate", "seed"), [(0.5, None), (0.0, [1, 2])])
+def test_dropout_off(rate: float, seed: list[int] | None) -> None:
+    x = tf.constant(normal(4))
+    assert kernels.dropout(x, rate, seed) is x
+
+
+@pytest.mark.parametrize("dtype", [tf.float16, tf.bfloat16])
+def test_dropout_keeps_the_dtype(dtype: tf.DType) -> None:
+    dropped = kernels.dropout(tf.ones([1000], dtype), 0.25, tf.constant([1, 2]))
+    assert dropped.dtype == dtype
+    assert set(np.unique(tf.cast(dropped, tf.float32))) == {
+        0.0,
+        tf.cast(tf.cast(1 / 0.75, dtype), tf.float32).numpy(),
+    }
+
+
+def test_dropout_gradient_is_its_own_mask() -> None:
+    x = tf.constant(normal(50))
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        dropped = kernels.dropout(x, 0.5, tf.constant([1, 2]))
+    expected = np.where(dropped.numpy() != 0, 2.0, 0.0)
+    np.testing.assert_array_equal(tape.gradient(dropped, x), expected)
+
+
+def test_softmax_cross_entropy() -> None:
+    logits, labels = normal(3, 4, 10, scale=5.0), np.arange(12).reshape(3, 4) % 10
+    expected = -np.take_along_axis(
+        numpy_bert.log_softmax(logits.astype(np.float64)), labels[..., None], axis=-1
+    )[..., 0]
+    actual = kernels.softmax_cross_entropy(tf.constant(logits), tf.constant(labels))
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=5e-6)
+
+
+def test_softmax_cross_entropy_is_float32() -> None:
+    logits = tf.constant([[8.0, 0.0], [0.0, 8.0]], tf.bfloat16)
+    losses = kernels.softmax_cross_entropy(logits, tf.constant([1, 1]))
+    assert losses.dtype == tf.float32
+    np.testing.assert_allclose(losses, [8.00033541, 3.35406373e-4], rtol=1e-4)
