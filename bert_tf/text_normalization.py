@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
 import tensorflow as tf
 
 from bert_tf import unicode_table
@@ -15,8 +14,8 @@ from bert_tf.unicode_table import CharacterTable
 
 # The original's WordpieceTokenizer makes a longer word [UNK]; counted after normalisation.
 MAX_CHARACTERS_PER_WORD = 200
-# A run that may be such a word. Judging by ASCII alone, it suspects long Chinese sentences as
-# well, which costs them the short cut but changes nothing.
+# A text with a run that may be such a word. Judging by ASCII alone, it suspects sentences in
+# scripts without spaces as well, which costs them a longer way but changes nothing.
 _SUSPECT = rf"(?s).*[^\t\n\r !-/:-@\[-`{{-~]{{{MAX_CHARACTERS_PER_WORD + 1}}}.*"
 
 
@@ -31,8 +30,17 @@ class Decoded(NamedTuple):
 class Normalized(NamedTuple):
     """What `Decoded` becomes."""
 
+    text: tf.Tensor  # string [N], UTF-8
     code_points: tf.Tensor  # int32 [K]
     source: tf.Tensor  # int64 [K], the code point of `Decoded` each came from
+    row_splits: tf.Tensor  # int64 [N + 1]
+
+
+class _Runs(NamedTuple):
+    """`Normalized` before it is encoded."""
+
+    code_points: tf.Tensor  # int32 [K]
+    source: tf.Tensor  # int64 [K]
     row_splits: tf.Tensor  # int64 [N + 1]
 
 
@@ -66,31 +74,32 @@ class TextNormalizer(tf.Module):
         return Decoded(code_points.values, byte_start.values, code_points.row_splits)
 
     def normalize(self, text: Decoded) -> Normalized:
-        """Cleans, lower-cases and strips accents."""
+        """Cleans, lower-cases and strips accents, and makes too long words unmatchable."""
         code = text.code_points
         block = tf.gather(self._block_start, tf.bitwise.right_shift(code, unicode_table.BLOCK_BITS))
         entry = tf.gather(self._blocks, block + (code & (1 << unicode_table.BLOCK_BITS) - 1))
-        value = (entry & unicode_table.VALUE_MASK) + code * _bit(entry, unicode_table.SAME_SHIFT)
-        if self._lower_case:
-            value = tf.cond(
-                tf.reduce_any(code == unicode_table.CAPITAL_SIGMA),
-                lambda: _with_final_sigmas(value, text, entry),
-                lambda: value,
-            )
-        result = self._resized(value, entry, text.row_splits)
-        if self._strip_accents:
-            result = tf.cond(
-                tf.reduce_any(entry & unicode_table.MOVABLE != 0),
-                lambda: self._reordered(result, text, entry),
-                lambda: result,
-            )
-        return tf.cond(
-            tf.reduce_any(result.row_splits[1:] - result.row_splits[:-1] > MAX_CHARACTERS_PER_WORD),
-            lambda: _without_long_words(result, entry),
-            lambda: result,
+        value = tf.where(entry < 0, code, entry & unicode_table.VALUE_MASK)
+        runs = tf.cond(
+            tf.reduce_any(entry & unicode_table.SPECIAL != 0),
+            lambda: self._with_special(value, text, entry),
+            lambda: _Runs(value, tf.range(tf.size(code, tf.int64)), text.row_splits),
         )
+        encoded = _encode(runs)
+        code_points, encoded = tf.cond(
+            tf.reduce_any(tf.strings.regex_full_match(encoded, _SUSPECT)),
+            lambda: _without_long_words(runs, entry),
+            lambda: (runs.code_points, encoded),
+        )
+        return Normalized(encoded, code_points, runs.source, runs.row_splits)
 
-    def _resized(self, value: tf.Tensor, entry: tf.Tensor, row_splits: tf.Tensor) -> Normalized:
+    def _with_special(self, value: tf.Tensor, text: Decoded, entry: tf.Tensor) -> _Runs:
+        """What does not replace one code point by one."""
+        if self._lower_case:
+            value = _with_final_sigmas(value, text, entry)
+        runs = self._resized(value, entry, text.row_splits)
+        return self._reordered(runs, text, entry) if self._strip_accents else runs
+
+    def _resized(self, value: tf.Tensor, entry: tf.Tensor, row_splits: tf.Tensor) -> _Runs:
         """Drops the code points of length 0 and writes out those of length 2 and 3."""
         length = tf.bitwise.right_shift(entry, unicode_table.LENGTH_SHIFT) & 3  # [C]
         ends = tf.cumsum(tf.cast(length, tf.int64))
@@ -109,26 +118,24 @@ class TextNormalizer(tf.Module):
             return tf.where(size > 1, tf.gather(self._expansions, place), own), source
 
         code_points, source = tf.cond(tf.reduce_any(length > 1), expanded, shrunk)
-        return Normalized(code_points, source, starts_of_rows)
+        return _Runs(code_points, source, starts_of_rows)
 
-    def _reordered(self, result: Normalized, text: Decoded, entry: tf.Tensor) -> Normalized:
+    def _reordered(self, runs: _Runs, text: Decoded, entry: tf.Tensor) -> _Runs:
         """Sorts combining marks behind the same starter by class, as NFD does (stable).
 
         Only the order of those that remain matters, since the others (Mn) are dropped. Their
         sources stay in place, so that offsets keep growing.
         """
         starter = tf.cast(entry & unicode_table.STARTER != 0, tf.int64)
-        rows = tf.repeat(tf.range(tf.size(text.row_splits) - 1), _lengths(text.row_splits))
-        run = tf.cumsum(starter) + tf.cast(rows, tf.int64)  # [C], grows with each starter and row
-        movable = tf.gather(entry & unicode_table.MOVABLE != 0, result.source)
-        places = tf.where(movable)  # [M, 1]
-        marks = tf.gather_nd(result.code_points, places)
+        stretch = _numbered(starter, text.row_splits)  # [C], of a starter and its marks
+        places = tf.where(tf.gather(entry & unicode_table.MOVABLE != 0, runs.source))  # [M, 1]
+        marks = tf.gather_nd(runs.code_points, places)
         is_mark = tf.cast(marks[:, tf.newaxis] == self._movable_marks, tf.int64)
         combining_class = tf.linalg.matvec(is_mark, self._combining_classes)  # 0 of a starter
-        key = tf.gather(run, tf.gather_nd(result.source, places)) * 256 + combining_class
+        key = tf.gather(stretch, tf.gather_nd(runs.source, places)) * 256 + combining_class
         moved = tf.gather(marks, tf.argsort(key, stable=True))
-        return result._replace(
-            code_points=tf.tensor_scatter_nd_update(result.code_points, places, moved)
+        return runs._replace(
+            code_points=tf.tensor_scatter_nd_update(runs.code_points, places, moved)
         )
 
 
@@ -138,12 +145,16 @@ def _unchanged_text(table: CharacterTable, lower_case: bool) -> str:
     return rf"[\t\n\r {'A-Z' if lower_case else ''}{ranges}]*"
 
 
-def _bit(entry: tf.Tensor, shift: int) -> tf.Tensor:
-    return tf.bitwise.right_shift(entry, shift) & 1
+def _encode(runs: _Runs) -> tf.Tensor:
+    code_points = tf.RaggedTensor.from_row_splits(runs.code_points, runs.row_splits, validate=False)
+    return tf.strings.unicode_encode(code_points, "UTF-8")
 
 
-def _lengths(row_splits: tf.Tensor) -> tf.Tensor:
-    return row_splits[1:] - row_splits[:-1]
+def _numbered(begins: tf.Tensor, row_splits: tf.Tensor) -> tf.Tensor:
+    """Numbers [C] that grow wherever `begins` [C] is 1 and at least at every new row."""
+    padded = tf.concat([begins, tf.zeros([1], begins.dtype)], axis=0)  # empty rows end at C
+    rows = tf.ones_like(row_splits, begins.dtype)
+    return tf.cumsum(tf.tensor_scatter_nd_add(padded, row_splits[:, tf.newaxis], rows))[:-1]
 
 
 def _with_final_sigmas(value: tf.Tensor, text: Decoded, entry: tf.Tensor) -> tf.Tensor:
@@ -169,12 +180,11 @@ def _with_final_sigmas(value: tf.Tensor, text: Decoded, entry: tf.Tensor) -> tf.
     return tf.tensor_scatter_nd_update(value, places, update)
 
 
-def _without_long_words(result: Normalized, entry: tf.Tensor) -> Normalized:
-    """Makes words of over 200 characters unmatchable, so that they become [UNK]."""
-    letter = tf.cast(tf.gather(entry & unicode_table.LETTER != 0, result.source), tf.int32)  # [K]
-    rows = tf.repeat(tf.range(tf.size(result.row_splits) - 1), _lengths(result.row_splits))
-    word = tf.cumsum(1 - letter) + rows  # grows with each row and each character that is no letter
+def _without_long_words(runs: _Runs, entry: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Code points and texts with words of over 200 characters unmatchable, to become [UNK]."""
+    letter = tf.cast(tf.gather(entry & unicode_table.LETTER != 0, runs.source), tf.int32)  # [K]
+    word = _numbered(1 - letter, runs.row_splits)
     too_long = tf.math.segment_sum(letter, word) > MAX_CHARACTERS_PER_WORD
     too_long = tf.gather(too_long, word) & (letter == 1)
-    unmatchable = tf.constant(unicode_table.UNMATCHABLE)
-    return result._replace(code_points=tf.where(too_long, unmatchable, result.code_points))
+    code_points = tf.where(too_long, unicode_table.UNMATCHABLE, runs.code_points)
+    return code_points, _encode(runs._replace(code_points=code_points))

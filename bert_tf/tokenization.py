@@ -191,14 +191,16 @@ class Tokenizer(tf.Module):
         path = f"{folder}/tokenizer_config.json"
         if not tf.io.gfile.exists(path):
             raise ValueError(
-                f"{path} does not exist; without it nobody knows whether the vocabulary is cased. "
-                'Write one with {"do_lower_case": true} or false, or use Tokenizer(vocab_file, ...).'
+                f"{path} does not exist; without it nobody knows whether the model is cased. "
+                'Write one with {"do_lower_case": true} or false, or use Tokenizer(vocab_file).'
             )
         with tf.io.gfile.GFile(path) as file:
             try:
                 config = json.load(file)
             except json.JSONDecodeError as error:
                 raise ValueError(f"{path} is not JSON: {error}. Write it again.") from error
+        if not isinstance(config, dict):
+            raise ValueError(f"{path} must be a JSON object, not {config!r}.")
         # Both defaults are Hugging Face's.
         lower_case = config.get("do_lower_case", True)
         strip_accents = config.get("strip_accents")
@@ -210,7 +212,7 @@ class Tokenizer(tf.Module):
         return cls(f"{folder}/vocab.txt", lower_case, strip_accents)
 
     def _match_unchanged(self, text: tf.Tensor, offsets: bool) -> tf.RaggedTensor:
-        """Pieces int32 [N, (tokens)] or [N, (tokens), 5] of texts that ASCII lower case suffices."""
+        """Pieces int32 [N, (tokens)] or [N, (tokens), 5] of texts that stay the same."""
         pieces = self._matcher.tokenize_with_offsets(
             tf.strings.lower(text) if self.lower_case else text
         )
@@ -238,12 +240,7 @@ class Tokenizer(tf.Module):
         """The same of any texts."""
         decoded = self._normalizer.decode(text)
         normalized = self._normalizer.normalize(decoded)
-        code_points = tf.RaggedTensor.from_row_splits(
-            normalized.code_points, normalized.row_splits, validate=False
-        )
-        token_ids, start, end = self._matcher.tokenize_with_offsets(
-            tf.strings.unicode_encode(code_points, "UTF-8")
-        )
+        token_ids, start, end = self._matcher.tokenize_with_offsets(normalized.text)
         if not offsets:
             return token_ids
         row = token_ids.value_rowids()

@@ -32,7 +32,8 @@ CASE_SHIFT = 23  # two bits: one of the three below
 LETTER = 1 << 25  # neither white space nor punctuation nor a CJK ideograph: stays inside a word
 STARTER = 1 << 26  # has a character of combining class 0: combining marks do not move across it
 MOVABLE = 1 << 27  # has a combining mark that is not dropped (Mc): NFD may have to move it
-SAME_SHIFT = 28  # one bit: the code point stays as it is, and the value is 0
+SPECIAL = 1 << 28  # needs more than replacing one code point by one
+SAME = -(1 << 31)  # the sign: the code point stays as it is, and the value is 0
 
 CASELESS, CASED, CASE_IGNORABLE = 0, 1, 2  # as Python's str.lower() sees the neighbours of Sigma
 
@@ -129,7 +130,7 @@ def stored_properties() -> dict[str, Any]:
 
 def combining_classes() -> dict[int, int]:
     """Combining class of the marks that are not Mn: they survive, but NFD may reorder them."""
-    return {code: value for code, value in stored_properties()["combining_class"]}
+    return dict(stored_properties()["combining_class"])
 
 
 def unassigned_characters(characters: set[str]) -> list[str]:
@@ -157,7 +158,7 @@ def character_table(
         entries[code] = stand_in | 1 << LENGTH_SHIFT | LETTER | STARTER
     rows = [row.tobytes() for row in entries.reshape(-1, 1 << BLOCK_BITS)]
     distinct = {row: place << BLOCK_BITS for place, row in enumerate(dict.fromkeys(rows))}
-    stays = (entries >> SAME_SHIFT & 1 == 1) & (entries & MOVABLE == 0)
+    stays = (entries & SAME != 0) & (entries & SPECIAL == 0)
     stays[_code_points(((0x00, 0x20), (0xD800, 0xDFFF)))] = False
     return CharacterTable(
         block_start=np.array([distinct[row] for row in rows], np.int32),
@@ -236,10 +237,17 @@ def _entries(lower_case: bool, strip_accents: bool) -> tuple[np.ndarray, list[in
     letter = ~(properties.isolated[first] | properties.isolated & _flags(_CJK) | properties.space)
     case = np.where(properties.cased, CASED, CASELESS)
     case = np.where(properties.ignorable, CASE_IGNORABLE, case)
-    same = (length == 1) & (value == codes)
-    entries = np.where(same, 1 << SAME_SHIFT, value) | length << LENGTH_SHIFT | case << CASE_SHIFT
-    entries |= np.where(letter, LETTER, 0) | np.where(starter, STARTER, 0)
-    entries |= np.where(movable & strip_accents, MOVABLE, 0)
+    movable &= strip_accents
+    special = movable | (length != 1) | (lower_case & (codes == CAPITAL_SIGMA))
+    entries = np.where((length == 1) & (value == codes), SAME, value)
+    entries |= length << LENGTH_SHIFT | case << CASE_SHIFT
+    for flags, bit in (
+        (letter, LETTER),
+        (starter, STARTER),
+        (movable, MOVABLE),
+        (special, SPECIAL),
+    ):
+        entries |= np.where(flags, bit, 0)
     return entries.astype(np.int32), expansions
 
 
@@ -257,7 +265,7 @@ def _mappings(lower_case: bool, strip_accents: bool) -> dict[int, tuple[int, ...
 
 
 def _hangul_decomposition() -> dict[int, tuple[int, ...]]:
-    result = {}
+    result: dict[int, tuple[int, ...]] = {}
     for code in range(_HANGUL_FIRST, _HANGUL_LAST + 1):
         lead, rest = divmod(code - _HANGUL_FIRST, 588)
         vowel, trail = divmod(rest, 28)

@@ -119,3 +119,77 @@ def is_punctuation(character: str) -> bool:
 def is_cjk(code: int) -> bool:
     """BasicTokenizer._is_chinese_char."""
     return any(first <= code <= last for first, last in CJK)
+
+
+def truncate_pair(tokens_a: list[int], tokens_b: list[int], max_length: int) -> None:
+    """_truncate_seq_pair of run_classifier.py."""
+    while len(tokens_a) + len(tokens_b) > max_length:
+        if len(tokens_a) > len(tokens_b):
+            tokens_a.pop()
+        else:
+            tokens_b.pop()
+
+
+def spans(
+    text: bytes, vocab: dict[str, int], lower_case: bool, strip_accents: bool
+) -> list[tuple[int, int, int, int]]:
+    """Not in the original: (byte_start, byte_end, char_start, char_end) of each piece."""
+    characters, byte_starts = decode_with_places(text)
+    found = []
+    for word, sources in words_with_sources(characters, lower_case, strip_accents):
+        start = 0
+        for piece in wordpiece_tokenize(word, vocab):
+            continued = start > 0
+            length = len(word) if piece == "[UNK]" else len(piece) - 2 * continued
+            first, last = sources[start], sources[start + length - 1]
+            byte_end = byte_starts[last] + len(characters[last].encode())
+            found.append((byte_starts[first], byte_end, first, last + 1))
+            start += length
+    return found
+
+
+def decode_with_places(text: bytes) -> tuple[str, list[int]]:
+    """The text decoded with errors="ignore" and the byte each character begins at."""
+    characters, places, place = "", [], 0
+    while place < len(text):
+        try:
+            valid, skipped = text[place:].decode("utf-8"), 0
+        except UnicodeDecodeError as error:
+            valid = text[place : place + error.start].decode("utf-8")
+            skipped = error.end - error.start
+        for character in valid:
+            places.append(place)
+            place += len(character.encode())
+        characters += valid
+        place += skipped
+    return characters, places
+
+
+def words_with_sources(
+    text: str, lower_case: bool, strip_accents: bool
+) -> list[tuple[str, list[int]]]:
+    """`basic_tokenize` with the place in the text that each character came from."""
+    cleaned = [(c, place) for place, c in enumerate(text) if clean(c)]
+    tokens: list[list[tuple[str, int]]] = [[]]
+    for character, place in cleaned:
+        if is_cjk(ord(character)):
+            tokens += [[(character, place)], []]
+        elif not clean(character).split():
+            tokens.append([])
+        else:
+            tokens[-1].append((character, place))
+    words = []
+    for token in tokens:
+        normal, sources = "".join(c for c, _ in token), [place for _, place in token]
+        if lower_case:
+            sources = [place for c, place in token for _ in c.lower()]
+            normal = normal.lower()
+        if strip_accents:
+            # NFD may reorder the characters; their places stay in order.
+            sources = [p for c, p in zip(normal, sources, strict=True) for _ in strip_marks(c)]
+            normal = strip_marks(normal)
+        start = 0
+        for word in split_on_punctuation(normal):
+            words.append((word, sources[start : start + len(word)]))
+            start += len(word)
+    return words
