@@ -188,3 +188,21 @@ class MetricsLog:
 def line_step(line: str) -> int:
     """The step of one line of `metrics.jsonl`."""
     return json.loads(line)["step"]
+
+
+def copy_for_serving(source: str, target: str) -> None:
+    """Copies what evaluate, predict and export need from one run folder to another."""
+    names = ("bert_config.json", "vocab.txt", "tokenizer_config.json", "labels.json", "run.json")
+    newest = newest_step(os.path.join(source, "best"))
+    if newest is None:
+        raise ValueError(f"{source} has no best weights to copy.")
+    copied = os.path.join(target, "best", os.path.basename(newest))
+    remove_tree(os.path.join(target, "best"))
+    tf.io.gfile.makedirs(copied)
+    for name in tf.io.gfile.listdir(newest):
+        tf.io.gfile.copy(os.path.join(newest, name), os.path.join(copied, name))
+    for name in names:
+        if tf.io.gfile.exists(os.path.join(source, name)):
+            tf.io.gfile.copy(
+                os.path.join(source, name), os.path.join(target, name), overwrite=True
+            )

@@ -12,13 +12,12 @@ again from its last checkpoint therefore ends with the same bits as one that nev
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import signal
 import time
 import types
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -30,13 +29,13 @@ from bert_tf.config import RunConfig
 from bert_tf.data import batches
 from bert_tf.distribution import Accelerator
 from bert_tf.encoder import variables_by_name
+from bert_tf.evaluation import Evaluator
 from bert_tf.optimization import Optimizer
 from bert_tf.pretrained import Pretrained
 from bert_tf.reporting import SUMS, Reporter
 from bert_tf.run_folder import MetricsLog, Progress
+from bert_tf.steps import make_train_steps
 from bert_tf.tasks.classification import ClassificationTask as Task
-
-Features = Mapping[str, tf.Tensor]
 
 
 class Preempted(Exception):  # noqa: N818 - not an error: everything is saved
@@ -400,151 +399,3 @@ class Feed:
             count = next((i for i, other in enumerate(ahead) if other != width), len(ahead))
         self.position += count
         return self.iterators[width], count
-
-
-def make_train_steps(
-    run: RunConfig,
-    accelerator: Accelerator,
-    task: Task,
-    model: tf.Module,
-    optimizer: Optimizer,
-) -> tf.types.experimental.GenericFunction:
-    """Returns `train_steps(iterator, count)`: `count` steps on the device, then sums for the host.
-
-    The loop over steps is inside the function: the host costs as much as a small model's step, and
-    a TPU would wait for it.
-    """
-    strategy = accelerator.strategy
-    gradients_of = make_gradients(task, model, run.train.accumulation)
-    if accelerator.compile_gradients:
-        gradients_of = tf.function(gradients_of, jit_compile=True)
-
-    def replica_step(batch: Features) -> dict[str, tf.Tensor]:
-        context = tf.distribute.get_replica_context()
-        total = tf.distribute.ReduceOp.SUM
-        weight = context.all_reduce(total, tf.reduce_sum(batch["weight"]))
-        seed = tf.random.fold_in(
-            tf.stack([run.train.seed, tf.cast(context.replica_id_in_sync_group, tf.int32)]),
-            tf.cast(optimizer.step, tf.int32),
-        )
-        loss, gradients = gradients_of(batch, seed, weight, optimizer.loss_scale)
-        loss = context.all_reduce(total, loss)
-        update = optimizer.apply_gradients(context.all_reduce(total, gradients))
-        is_bad = ~(tf.math.is_finite(loss) & update["usable"])
-        return {
-            "loss": loss * weight,
-            "weight": weight,
-            "tokens": context.all_reduce(total, tf.cast(tf.reduce_sum(batch["mask"]), tf.float32)),
-            "positions": context.all_reduce(total, tf.cast(tf.size(batch["mask"]), tf.float32)),
-            "steps": tf.constant(1.0),
-            "learning_rate": update["learning_rate"],
-            "bad_step": tf.where(is_bad, tf.cast(optimizer.step, tf.float32), -1.0),
-        }
-
-    def first_replica(values: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        return {name: strategy.experimental_local_results(v)[0] for name, v in values.items()}
-
-    @tf.function
-    def train_steps(iterator: Iterator, count: tf.Tensor) -> dict[str, tf.Tensor]:
-        sums = dict.fromkeys(SUMS, tf.constant(0.0))
-        learning_rate, bad_step = tf.constant(0.0), tf.constant(-1.0)
-        for _ in tf.range(count):
-            step = first_replica(strategy.run(replica_step, args=(next(iterator),)))
-            sums = {name: sums[name] + step[name] for name in SUMS}
-            learning_rate = step["learning_rate"]
-            bad_step = tf.where(bad_step < 0.0, step["bad_step"], bad_step)
-        return sums | {"learning_rate": learning_rate, "bad_step": bad_step}
-
-    return train_steps
-
-
-def make_gradients(task: Task, model: tf.Module, accumulation: int):  # noqa: ANN201
-    """Returns a function of (batch, seed, global weight, loss scale) to (loss, dense gradients).
-
-    The loss is this replica's share of the mean loss of the global batch.
-    """
-    weights = list(variables_by_name(model).values())
-
-    def micro_gradients(
-        batch: Features, seed: tf.Tensor, weight: tf.Tensor, scale: tf.Tensor
-    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        with tf.GradientTape() as tape:
-            losses = task.losses(model, batch, seed)  # [B]
-            loss = tf.reduce_sum(losses * batch["weight"]) / tf.maximum(weight, 1.0)
-            scaled = loss * scale
-        # Gradients of tables come as one row an occurrence; norm and update need the sum.
-        gradients = tape.gradient(scaled, weights, unconnected_gradients="zero")
-        return loss, [tf.convert_to_tensor(gradient) / scale for gradient in gradients]
-
-    def accumulated(
-        batch: Features, seed: tf.Tensor, weight: tf.Tensor, scale: tf.Tensor
-    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        size = tf.shape(batch["weight"])[0] // accumulation
-
-        def add(
-            index: tf.Tensor, loss: tf.Tensor, sums: list[tf.Tensor]
-        ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
-            part = {name: v[index * size : (index + 1) * size] for name, v in batch.items()}
-            more_loss, more = micro_gradients(part, tf.random.fold_in(seed, index), weight, scale)
-            return index + 1, loss + more_loss, [a + b for a, b in zip(sums, more, strict=True)]
-
-        zeros = [tf.zeros(variable.shape) for variable in weights]
-        _, loss, sums = tf.while_loop(
-            lambda index, *_: index < accumulation, add, (tf.constant(0), tf.constant(0.0), zeros)
-        )
-        return loss, sums
-
-    return micro_gradients if accumulation == 1 else accumulated
-
-
-class Evaluator:
-    """Runs a model over examples, each exactly once."""
-
-    def __init__(
-        self, run: RunConfig, accelerator: Accelerator, task: Task, model: tf.Module
-    ) -> None:
-        self.run = run
-        self.accelerator = accelerator
-
-        @tf.function
-        def predict_batch(batch: Features) -> dict[str, tf.Tensor]:
-            outputs = accelerator.strategy.run(
-                lambda part: task.predict(model, part) | {"example": part["example"]}, args=(batch,)
-            )
-            return {
-                name: accelerator.strategy.gather(value, axis=0) for name, value in outputs.items()
-            }
-
-        self.predict_batch = predict_batch
-
-    def predict(self, examples: batches.Examples) -> dict[str, np.ndarray]:
-        """The outputs of `Task.predict` for all examples, in their order: each [E, ...]."""
-        static = self.accelerator.static_shapes
-        widths = batches.widths_for(self.run.data.max_seq_length, static)
-        plan = batches.evaluation_plan(examples.lengths, self.run.train.eval_batch_size, widths)
-        groups: Sequence[Sequence[batches.Batch]] = (
-            list(batches.by_width(plan).values()) if static else [plan]
-        )
-        parts: dict[str, list[np.ndarray]] = {}
-        for group in groups:
-            dataset = batches.dataset(examples, group, static)
-            for batch in self.accelerator.strategy.experimental_distribute_dataset(dataset):
-                for name, value in self.predict_batch(batch).items():
-                    parts.setdefault(name, []).append(value.numpy())
-        return in_order({name: np.concatenate(values) for name, values in parts.items()})
-
-
-def in_order(outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Drops padding rows and sorts by example number, checking that each is there once."""
-    example = outputs.pop("example")
-    rows = np.flatnonzero(example >= 0)
-    rows = rows[np.argsort(example[rows], kind="stable")]
-    if not np.array_equal(example[rows], np.arange(len(rows))):
-        raise RuntimeError("evaluation lost or repeated examples; please report this.")
-    return {name: values[rows] for name, values in outputs.items()}
-
-
-def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation (nan for a single value)."""
-    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
-    return float(np.mean(values)), deviation

@@ -6,6 +6,7 @@ Legend: B batch, S sequence, C classes (or 1 for regression), E examples.
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections.abc import Mapping
 
@@ -121,7 +122,10 @@ class ClassificationTask:
 
     def examples(self, split: str) -> batches.Examples:
         """The tokenized examples of a split; labels are checked against the training labels."""
-        texts = self.texts(split)
+        return self.tokenize(self.texts(split))
+
+    def tokenize(self, texts: text.TextExamples) -> batches.Examples:
+        """Token ids, and labels where there are some."""
         targets = {} if texts.labels is None else {"label": self.labels.encode(texts)}
         return batches.tokenize(self.tokenizer, texts, self.run.data.max_seq_length, targets)
 
@@ -143,11 +147,14 @@ class ClassificationTask:
         """What evaluation and prediction keep of each example.
 
         Returns:
-            `logits` and `probabilities`, float32 [B, C]; probabilities of a regression are its
-            scores.
+            `logits` and `probabilities`, float32 [B, C] (probabilities of a regression are its
+            scores), and `loss` float32 [B] where the batch has labels.
         """
         logits = model(batch)  # [B, C]
-        return {"logits": logits, "probabilities": self.probabilities(logits)}
+        outputs = {"logits": logits, "probabilities": self.probabilities(logits)}
+        if "label" in batch:
+            outputs["loss"] = self.example_losses(logits, batch["label"])
+        return outputs
 
     def probabilities(self, logits: tf.Tensor) -> tf.Tensor:
         """[B, C] to [B, C]."""
@@ -177,6 +184,38 @@ class ClassificationTask:
         if self.labels.kind == "multilabel":
             return (probabilities > 0.5).astype(np.int32)
         return probabilities.argmax(axis=-1).astype(np.int32)
+
+    def write_predictions(
+        self, folder: str, texts: text.TextExamples, outputs: Mapping[str, np.ndarray]
+    ) -> list[str]:
+        """Writes `predictions.jsonl`, and for a GLUE task its submission file; returns the paths."""
+        tf.io.gfile.makedirs(folder)
+        names = self.labels.names or ("score",)
+        answers = self.answers(outputs["probabilities"])
+        path = os.path.join(folder, "predictions.jsonl")
+        with tf.io.gfile.GFile(path + ".tmp", "w") as file:
+            for answer, row in zip(answers, outputs["probabilities"], strict=True):
+                probabilities = {
+                    name: round(float(value), 6) for name, value in zip(names, row, strict=True)
+                }
+                line = {"label": answer, "probabilities": probabilities}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        tf.io.gfile.rename(path + ".tmp", path, overwrite=True)
+        if not self.run.task.glue:
+            return [path]
+        submission = os.path.join(folder, glue.GLUE[self.run.task.glue].submission)
+        ids = texts.ids or [str(number) for number in range(len(texts))]
+        glue.write_submission(submission, ids, answers)
+        return [path, submission]
+
+    def answers(self, probabilities: np.ndarray) -> list[str] | list[list[str]] | list[float]:
+        """Label names, lists of label names (multi-label), or scores: one for each example."""
+        decisions = self.decisions(probabilities)
+        if self.labels.kind == "regression":
+            return [float(score) for score in decisions]
+        if self.labels.kind == "multilabel":
+            return [[self.labels.names[c] for c in np.flatnonzero(row)] for row in decisions]
+        return [self.labels.names[c] for c in decisions]
 
 
 def read_split(run: RunConfig, split: str) -> text.TextExamples:

@@ -1,0 +1,131 @@
+"""Whole jobs: train (once or with several seeds), from a configuration to a finished run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from bert_tf import distribution, run_folder, training
+from bert_tf.config import RunConfig
+from bert_tf.evaluation import Evaluator
+from bert_tf.pretrained import read_pretrained
+from bert_tf.restore import OpenedRun, open_run
+from bert_tf.tasks import TASKS
+from bert_tf.tasks.classification import ClassificationTask as Task
+
+
+def train(run: RunConfig, workdir: str, restarts: int = 1) -> dict[str, float]:
+    """Trains as `run` says, with `restarts` seeds one after the other.
+
+    With several, each has its own folder `workdir/seed-N`, `workdir/restarts.json` has all
+    metrics with mean and standard deviation, and the best run's files are copied to `workdir`
+    itself, so that evaluate, predict and export find the best model there.
+
+    Returns:
+        The metrics of the best evaluation.
+
+    Raises:
+        ValueError: settings or data that cannot work.
+    """
+    if restarts < 1:
+        raise ValueError(f"--restarts={restarts} must be at least 1.")
+    if run.task.name not in TASKS:
+        raise ValueError(
+            f"config.task.name={run.task.name!r} is no task; choose one of {', '.join(TASKS)}."
+        )
+    accelerator = connect(run)
+    if restarts == 1:
+        return train_once(run, workdir, accelerator)
+    results = []
+    for seed in range(run.train.seed, run.train.seed + restarts):
+        logging.info("Seed %d (%d of %d).", seed, len(results) + 1, restarts)
+        seeded = dataclasses.replace(run, train=dataclasses.replace(run.train, seed=seed))
+        metrics = train_once(seeded, os.path.join(workdir, f"seed-{seed}"), accelerator)
+        results.append({"seed": seed} | metrics)
+    return keep_best(workdir, results, run.train.best_metric)
+
+
+def connect(run: RunConfig) -> distribution.Accelerator:
+    """Devices, dtype policy and determinism, in the order in which TensorFlow wants them."""
+    if run.runtime.accelerator in ("auto", "cpu"):
+        distribution.make_logical_cpus(run.runtime.replicas)
+    if run.train.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    return distribution.connect(run.runtime)
+
+
+def train_once(
+    run: RunConfig, workdir: str, accelerator: distribution.Accelerator
+) -> dict[str, float]:
+    """One run in one folder."""
+    pretrained = read_pretrained(run.model)
+    if pretrained.tokenizer is None:
+        raise ValueError(
+            f"{run.model.init_checkpoint} has no vocabulary beside it; name one with "
+            "config.model.vocab_file."
+        )
+    task = TASKS[run.task.name].from_data(run, pretrained.config, pretrained.tokenizer)
+    return training.train(run, workdir, accelerator, task, pretrained)
+
+
+def keep_best(
+    workdir: str, results: list[dict[str, float]], best_metric: str
+) -> dict[str, float]:
+    """Writes `restarts.json` and copies the best run's files to `workdir`."""
+    names = [name for name in results[0] if name not in ("seed", "step")]
+    chosen = best_metric or names[0]
+    best = max(results, key=lambda result: result[chosen])
+    summary = {name: mean_and_deviation([result[name] for result in results]) for name in names}
+    for name, (mean, deviation) in summary.items():
+        logging.info("%s %.4f +- %.4f over %d seeds", name, mean, deviation, len(results))
+    run_folder.write_json(
+        os.path.join(workdir, "restarts.json"),
+        {
+            "runs": results,
+            "mean": {name: mean for name, (mean, _) in summary.items()},
+            "standard_deviation": {name: deviation for name, (_, deviation) in summary.items()},
+            "best_seed": best["seed"],
+        },
+    )
+    run_folder.copy_for_serving(os.path.join(workdir, f"seed-{best['seed']}"), workdir)
+    return best
+
+
+def mean_and_deviation(values: list[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation (nan for a single value)."""
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+    return float(np.mean(values)), deviation
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """A trained run on its devices, ready to evaluate or predict."""
+
+    opened: OpenedRun
+    evaluator: Evaluator
+
+    def task_for(self, split: str, source: str | None) -> Task:
+        """The run's task, reading `split` from the file `source` where one is given."""
+        task, run = self.opened.task, self.opened.run
+        if source is None:
+            return task
+        # A file of the user's own has the columns of the recipe, not the layout of a GLUE folder.
+        data = dataclasses.replace(run.data, **{split: source})
+        return dataclasses.replace(task, run=dataclasses.replace(run, data=data))
+
+
+def open_session(workdir: str, accelerator: str | None = None) -> Session:
+    """Opens a trained run folder on the devices that its recipe, or `accelerator`, names."""
+    run = run_folder.read_run(workdir)
+    if accelerator is not None:
+        runtime = dataclasses.replace(run.runtime, accelerator=accelerator)
+        run = dataclasses.replace(run, runtime=runtime)
+    connected = connect(run)
+    with connected.strategy.scope():
+        opened = open_run(workdir)
+    return Session(opened, Evaluator(run, connected, opened.task, opened.model))

@@ -1,0 +1,40 @@
+"""Measures a trained run on one of its splits, or on another labelled file.
+
+    python scripts/evaluate.py --workdir=runs/sst2
+    python scripts/evaluate.py --workdir=runs/sst2 --split=test --input=more_reviews.tsv
+"""
+
+from __future__ import annotations
+
+import os
+
+from absl import flags
+
+from bert_tf import command_line, run_folder, runner
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+SPLIT = flags.DEFINE_enum("split", "dev", ["train", "dev", "test"], "What to measure.")
+INPUT = flags.DEFINE_string("input", None, "A labelled file instead of the run's own split.")
+ACCELERATOR = flags.DEFINE_string("accelerator", None, "auto, cpu, gpu or tpu.")
+
+
+def main(unused_argv: list[str]) -> None:
+    session = runner.open_session(WORKDIR.value, ACCELERATOR.value)
+    task = session.task_for(SPLIT.value, INPUT.value)
+    examples = task.examples(SPLIT.value)
+    if not examples.targets:
+        raise ValueError(
+            f"{INPUT.value or 'the split ' + SPLIT.value} has no labels to measure against; "
+            "scripts/predict.py labels it."
+        )
+    metrics = task.metrics(session.evaluator.predict(examples), examples.targets)
+    for name, value in metrics.items():
+        print(f"{name}: {value:.4f}")
+    print(f"on {len(examples):,} examples, with the weights of {session.opened.weights_from}")
+    if INPUT.value is None:
+        path = os.path.join(WORKDIR.value, f"eval_{SPLIT.value}.json")
+        run_folder.write_json(path, metrics | {"examples": len(examples)})
+
+
+if __name__ == "__main__":
+    command_line.run_script(main)

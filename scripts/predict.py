@@ -1,0 +1,32 @@
+"""Labels a file with a trained run: JSONL with probabilities, and GLUE's submission file.
+
+    python scripts/predict.py --workdir=runs/sst2 --input=reviews.tsv --output=predictions
+    python scripts/predict.py --workdir=runs/sst2 --output=submission      # GLUE's test split
+
+The input has the columns of the training file; a label column may be absent.
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from bert_tf import command_line, runner
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+OUTPUT = flags.DEFINE_string("output", None, "Folder for the predictions.", required=True)
+SPLIT = flags.DEFINE_enum("split", "test", ["train", "dev", "test"], "What to label.")
+INPUT = flags.DEFINE_string("input", None, "A file instead of the run's own split.")
+ACCELERATOR = flags.DEFINE_string("accelerator", None, "auto, cpu, gpu or tpu.")
+
+
+def main(unused_argv: list[str]) -> None:
+    session = runner.open_session(WORKDIR.value, ACCELERATOR.value)
+    task = session.task_for(SPLIT.value, INPUT.value)
+    texts = task.texts(SPLIT.value)
+    outputs = session.evaluator.predict(task.tokenize(texts))
+    for path in task.write_predictions(OUTPUT.value, texts, outputs):
+        print(f"{len(texts):,} predictions in {path}")
+
+
+if __name__ == "__main__":
+    command_line.run_script(main)
