@@ -1,0 +1,86 @@
+"""Opens the folder of a finished run: task, model and weights, to evaluate, predict or export."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+from absl import logging
+
+from bert_tf import run_folder, tensor_bundles
+from bert_tf.checkpoints import assign
+from bert_tf.config import BertConfig, RunConfig
+from bert_tf.encoder import variables_by_name
+from bert_tf.layout import Layout, PaddedLayout
+from bert_tf.tasks import TASKS
+from bert_tf.tasks.classification import ClassificationTask as Task
+from bert_tf.tasks.classification import Classifier
+from bert_tf.tokenization import Tokenizer
+
+# Where weights are looked for: those of the best evaluation, else the newest that were saved.
+WEIGHT_FOLDERS = ("best", "checkpoints")
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenedRun:
+    """A run with its trained weights."""
+
+    run: RunConfig
+    task: Task
+    model: Classifier
+    metrics: dict[str, float]  # of the best evaluation, with its `step`; empty if there was none
+    weights_from: str  # the step folder
+
+
+def open_run(workdir: str, layout: type[Layout] = PaddedLayout) -> OpenedRun:
+    """Builds the model of a run, under the current dtype policy, and gives it its best weights.
+
+    Args:
+        workdir: the folder of the run; gs:// works.
+        layout: how the model lays out rows; see `layout.py`.
+
+    Raises:
+        ValueError: the folder is not of a run, something in it is missing or damaged, or nothing
+            was trained yet.
+    """
+    run = run_folder.read_run(workdir)
+    if run.task.name not in TASKS:
+        raise ValueError(
+            f"{workdir} is a run of the task {run.task.name!r}; this version knows "
+            f"{', '.join(TASKS)}."
+        )
+    step_folder = trained_step(workdir)
+    task = TASKS[run.task.name].from_folder(
+        run,
+        BertConfig.from_file(os.path.join(workdir, "bert_config.json")),
+        Tokenizer.load(workdir),
+        workdir,
+    )
+    model = task.build_model(layout)
+    # The optimizer's slots, which lie beside the weights in checkpoints/, are left out.
+    weights = tensor_bundles.read_weights(os.path.join(step_folder, "model.ckpt"))
+    assign(variables_by_name(model), weights, step_folder)
+    progress = run_folder.read_progress(step_folder)
+    if progress.step == 0:
+        logging.warning(
+            "%s holds weights of step 0: they are untrained, and so are all answers. Train first: "
+            "scripts/train.py.",
+            step_folder,
+        )
+    else:
+        logging.info("Weights of step %d from %s.", progress.step, step_folder)
+    return OpenedRun(run, task, model, progress.best, step_folder)
+
+
+def trained_step(workdir: str) -> str:
+    """The step folder with the weights to use; raises ValueError where nothing was saved yet."""
+    for part in WEIGHT_FOLDERS:
+        newest = run_folder.newest_step(os.path.join(workdir, part))
+        if newest is not None:
+            if part != WEIGHT_FOLDERS[0]:
+                logging.warning("%s has no evaluation yet; using its newest weights.", workdir)
+            return newest
+    raise ValueError(
+        f"{workdir} holds no trained weights (no best/step-* and no checkpoints/step-*): the run "
+        "stopped before it saved any. Train it with scripts/train.py and the same --workdir."
+    )

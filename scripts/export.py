@@ -1,0 +1,65 @@
+"""Turns a trained run into a SavedModel that takes strings, for TF Serving and tf.saved_model.load.
+
+    python scripts/export.py --workdir=runs/sst2
+    python scripts/export.py --workdir=runs/sst2 --output=/models/sst2
+
+Run again, it adds the next version beside the earlier ones; a server that watches the folder takes
+it over while it serves.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+
+import tensorflow as tf
+from absl import flags
+
+from bert_tf import command_line, export, restore
+from bert_tf.config import read_json
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+OUTPUT = flags.DEFINE_string("output", None, "Folder of all versions (default: WORKDIR/export).")
+FORMAT = flags.DEFINE_enum("format", "saved_model", ["saved_model"], "What to write.")
+
+
+def main(unused_argv: list[str]) -> None:
+    """Exports the run that the flags name."""
+    opened = restore.open_run(WORKDIR.value)
+    output = OUTPUT.value or os.path.join(WORKDIR.value, "export")
+    print(report(export.export_saved_model(opened, output), os.path.abspath(WORKDIR.value)))
+
+
+def report(version_folder: str, workdir: str) -> str:
+    """What was written, and how to serve it."""
+    signatures = read_json(os.path.join(version_folder, export.MODEL_CARD))["signatures"]
+    lines = [f"{version_folder} ({megabytes(version_folder):.1f} MB)"]
+    for name, signature in signatures.items():
+        lines.append(f"  {name}")
+        for kind, specs in signature.items():
+            lines += [f"    {kind:8}{key}: {spec}" for key, spec in specs.items()]
+    folder = os.path.abspath(os.path.dirname(version_folder))
+    name = os.path.basename(workdir)
+    texts = dict.fromkeys(signatures[export.TEXT_SIGNATURE]["inputs"], "some text")
+    request = json.dumps({"instances": [texts]})
+    return "\n".join(
+        [
+            *lines,
+            "Serve it, then ask it:",
+            f"  docker run --rm -p 8501:8501 -v '{folder}:/models/{name}' -e MODEL_NAME={name} "
+            f"tensorflow/serving:{tf.__version__}",
+            f"  curl -d '{request}' http://localhost:8501/v1/models/{name}:predict",
+        ]
+    )
+
+
+def megabytes(folder: str) -> float:
+    """Size of all files in a folder, in 10^6 bytes."""
+    files = (
+        os.path.join(place, name) for place, _, names in tf.io.gfile.walk(folder) for name in names
+    )
+    return sum(tf.io.gfile.stat(file).length for file in files) / 1e6
+
+
+if __name__ == "__main__":
+    command_line.run_script(main)
