@@ -64,28 +64,36 @@ def read_checkpoint(path: str) -> Checkpoint:
         ValueError: nothing readable is there, a file is damaged, or weights, configuration and
             vocabulary disagree.
     """
-    place = locate(path)
+    try:
+        place = locate(path)
+        checkpoint = gather(place)
+        check_consistency(checkpoint, place.config_file)
+    except tf.errors.OpError as error:
+        raise ValueError(f"{path} cannot be read: {error.message}.") from None
+    return checkpoint
+
+
+def gather(place: Place) -> Checkpoint:
+    """Reads the weights and what lies beside them."""
     if place.kind == "hugging_face":
         weights = hugging_face.read_weights(place.weights)
-        config_file: str | None = os.path.join(place.home, "config.json")
+        labels = hugging_face.read_labels(place.home, weights)
     else:
         weights = tensor_bundles.read_weights(place.weights)
-        config_file = existing(place.home, CONFIG_FILE)
+        labels = read_labels(place.home)
+    # TF1 checkpoints come without a configuration at times; Hugging Face folders never do.
+    has_config = place.kind == "hugging_face" or tf.io.gfile.exists(place.config_file)
     lower_case, strip_accents = read_casing(place.home)
-    checkpoint = Checkpoint(
-        config=BertConfig.from_file(config_file) if config_file else None,
+    return Checkpoint(
+        config=BertConfig.from_file(place.config_file) if has_config else None,
         weights=weights,
         vocab_file=existing(place.home, VOCAB_FILE) or hugging_face.vocabulary_file(place.home),
         lower_case=lower_case,
         strip_accents=strip_accents,
         source=place.weights,
         kind=place.kind,
-        labels=hugging_face.read_labels(place.home, weights)
-        if place.kind == "hugging_face"
-        else read_labels(place.home),
+        labels=labels,
     )
-    check_consistency(checkpoint)
-    return checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +103,12 @@ class Place:
     kind: str
     weights: str
     home: str
+
+    @property
+    def config_file(self) -> str:
+        """Where the configuration must be."""
+        name = hugging_face.CONFIG_FILE if self.kind == "hugging_face" else CONFIG_FILE
+        return os.path.join(self.home, name)
 
 
 def locate(path: str) -> Place:
@@ -136,11 +150,16 @@ def place_of_prefix(prefix: str) -> Place:
     """A TF1 prefix stands by itself, or belongs to the run folder one or two levels above it."""
     folder = os.path.dirname(prefix) or "."
     if not existing(folder, CONFIG_FILE):
-        for above in (os.path.join(folder, ".."), os.path.join(folder, "..", "..")):
-            home = above if "://" in above else os.path.normpath(above)
+        for home in (parent(folder), parent(parent(folder))):
             if existing(home, RUN_FILE):
                 return Place("run", prefix, home)
     return Place("tf1", prefix, folder)
+
+
+def parent(folder: str) -> str:
+    """The folder above; buckets know no `..`."""
+    remote = "://" in folder
+    return os.path.dirname(folder) if remote else os.path.normpath(os.path.join(folder, ".."))
 
 
 def run_prefix(folder: str) -> str:
@@ -166,43 +185,31 @@ def existing(folder: str, name: str) -> str | None:
 
 def read_casing(folder: str) -> tuple[bool | None, bool | None]:
     """`lower_case` and `strip_accents`, by the tokenizer's files or an original folder name."""
-    settings = hugging_face.tokenizer_settings(folder)
-    for name in ("do_lower_case", "strip_accents"):
-        if not isinstance(settings.get(name), bool | None):
-            raise ValueError(
-                f"{folder}: the tokenizer's {name} is {settings[name]!r}, not true or false."
-            )
-    if settings.get("tokenize_chinese_chars") is False:
-        logging.warning(
-            "%s: this model was made without spaces around CJK characters "
-            "(tokenize_chinese_chars is false); they are put in all the same.",
-            folder,
-        )
-    lower_case = settings.get("do_lower_case")
+    lower_case, strip_accents = hugging_face.read_casing(folder)
     if lower_case is None:
         name = os.path.basename(folder if "://" in folder else os.path.abspath(folder))
         if CASED_FOLDER.match(name):
             lower_case = False
         elif UNCASED_FOLDER.match(name):
             lower_case = True
-    return lower_case, settings.get("strip_accents")
+    return lower_case, strip_accents
 
 
 def read_labels(folder: str) -> tuple[str, ...] | None:
-    """The classes that `labels.json` lists under `labels`, in the order of the outputs."""
+    """The classes that `labels.json` lists under `names`, in the order of the outputs, if any."""
     path = existing(folder, LABELS_FILE)
     if path is None:
         return None
-    labels = read_json(path).get("labels")
+    labels = read_json(path).get("names")
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-        raise ValueError(f'{path} must hold {{"labels": ["...", ...]}}, the classes in order.')
-    return tuple(labels)
+        raise ValueError(f'{path} must hold {{"names": ["...", ...]}}, the classes in order.')
+    return tuple(labels) or None  # a regression has none
 
 
 # ----------------------------------------------------------------------------------------- checking
 
 
-def check_consistency(checkpoint: Checkpoint) -> None:
+def check_consistency(checkpoint: Checkpoint, config_source: str) -> None:
     """Raises ValueError where weights, configuration, vocabulary and labels are not of one model.
 
     A vocabulary shorter than the embedding is allowed (models padded to a round number of rows are
@@ -216,7 +223,7 @@ def check_consistency(checkpoint: Checkpoint) -> None:
             "other models (ALBERT, ELECTRA, RoBERTa) cannot be read."
         )
     if checkpoint.config is not None:
-        check_shapes(weights, checkpoint.config, source, "its configuration")
+        check_shapes(weights, checkpoint.config, source, config_source)
     rows = len(weights["bert/embeddings/word_embeddings"])
     if checkpoint.vocab_file is not None:
         pieces = count_lines(checkpoint.vocab_file)
@@ -282,7 +289,7 @@ def write_hugging_face(folder: str, checkpoint: Checkpoint) -> None:
             os.path.join(temporary, hugging_face.SINGLE_FILE),
             hugging_face.from_original(checkpoint.weights),
         )
-        write_json(os.path.join(temporary, "config.json"), values)
+        write_json(os.path.join(temporary, hugging_face.CONFIG_FILE), values)
         write_text_files(temporary, checkpoint, config)
 
 
@@ -290,7 +297,7 @@ def writable_config(checkpoint: Checkpoint) -> BertConfig:
     """The configuration of a checkpoint that may be written; raises ValueError for others."""
     if checkpoint.config is None:
         raise ValueError(f"{checkpoint.source} has no {CONFIG_FILE} beside it; give one.")
-    check_consistency(checkpoint)
+    check_consistency(checkpoint, "its configuration")
     return checkpoint.config
 
 
@@ -309,7 +316,7 @@ def write_text_files(folder: str, checkpoint: Checkpoint, config: BertConfig) ->
 
 def write_labels(folder: str, labels: tuple[str, ...]) -> None:
     """Writes the file that `read_labels` reads."""
-    write_json(os.path.join(folder, LABELS_FILE), {"labels": list(labels)})
+    write_json(os.path.join(folder, LABELS_FILE), {"names": list(labels)})
 
 
 @contextlib.contextmanager
@@ -322,13 +329,14 @@ def new_folder(folder: str) -> Iterator[str]:
     folder = folder.rstrip("/")
     temporary = f"{folder}.tmp-{os.getpid()}"
     try:
-        if tf.io.gfile.exists(folder):
-            if not tf.io.gfile.isdir(folder) or tf.io.gfile.listdir(folder):
-                raise ValueError(f"{folder} exists already; remove it or choose another folder.")
-            tf.io.gfile.rmtree(folder)
+        is_folder = tf.io.gfile.isdir(folder)
+        if tf.io.gfile.listdir(folder) if is_folder else tf.io.gfile.exists(folder):
+            raise ValueError(f"{folder} exists already; remove it or choose another folder.")
         tf.io.gfile.makedirs(temporary)
         try:
             yield temporary
+            if is_folder:
+                tf.io.gfile.rmtree(folder)  # it is empty; not every file system renames onto it
             tf.io.gfile.rename(temporary, folder)
         except BaseException:
             tf.io.gfile.rmtree(temporary)

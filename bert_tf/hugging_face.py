@@ -16,10 +16,12 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 import tensorflow as tf
+from absl import logging
 
 from bert_tf.config import BertConfig, read_json
 from bert_tf.weights import count_layers, weight_table
 
+CONFIG_FILE = "config.json"
 SINGLE_FILE = "model.safetensors"
 SHARD_INDEX = "model.safetensors.index.json"
 
@@ -200,7 +202,7 @@ def placeholder_labels(classes: int) -> tuple[str, ...]:
 
 def read_labels(folder: str, weights: dict[str, np.ndarray]) -> tuple[str, ...] | None:
     """The classifier's labels in `config.json`; None where it is absent or nobody named them."""
-    path = os.path.join(folder, "config.json")
+    path = os.path.join(folder, CONFIG_FILE)
     numbered = read_json(path).get("id2label")
     if not numbered or "output_weights" not in weights:
         return None
@@ -224,7 +226,7 @@ def vocabulary_file(folder: str) -> str | None:
     """
     path = os.path.join(folder, "tokenizer.json")
     model = read_json(path).get("model") if tf.io.gfile.exists(path) else None
-    if not isinstance(model, dict) or model.get("type") != "WordPiece":
+    if not isinstance(model, dict) or model.get("type") != "WordPiece" or "vocab" not in model:
         return None
     pieces = sorted(model["vocab"], key=model["vocab"].__getitem__)
     if [model["vocab"][piece] for piece in pieces] != list(range(len(pieces))):
@@ -235,6 +237,27 @@ def vocabulary_file(folder: str) -> str | None:
     with open(vocab_file, "w", encoding="utf-8", newline="\n") as file:
         file.write("".join(f"{piece}\n" for piece in pieces))
     return vocab_file
+
+
+def read_casing(folder: str) -> tuple[bool | None, bool | None]:
+    """The tokenizer's `do_lower_case` and `strip_accents`; None where the folder does not tell.
+
+    Raises:
+        ValueError: one of them is something else than true, false or null.
+    """
+    settings = tokenizer_settings(folder)
+    for name in ("do_lower_case", "strip_accents"):
+        if not isinstance(settings.get(name), bool | None):
+            raise ValueError(
+                f"{folder}: the tokenizer's {name} is {settings[name]!r}, not true or false."
+            )
+    if settings.get("tokenize_chinese_chars") is False:
+        logging.warning(
+            "%s: this model was made without spaces around CJK characters "
+            "(tokenize_chinese_chars is false); they are put in all the same.",
+            folder,
+        )
+    return settings.get("do_lower_case"), settings.get("strip_accents")
 
 
 def tokenizer_settings(folder: str) -> dict[str, Any]:
