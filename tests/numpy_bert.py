@@ -127,3 +127,13 @@ def masked_lm_logits(weights: Weights, shape: Shape, sequence: Array, positions:
 def output_logits(weights: Weights, prefix: str, vectors: Array) -> Array:
     """Vectors [B, H] to [B, C] with `output_weights` and `output_bias` behind the prefix."""
     return vectors @ weights[f"{prefix}output_weights"].T + weights[f"{prefix}output_bias"]
+
+
+def random_weights(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> Weights:
+    """Float32 weights that hide nothing: no bias is 0, no LayerNorm is the identity."""
+    rng = np.random.default_rng(seed)
+    weights = {}
+    for name, shape in shapes.items():
+        centre = 1.0 if name.endswith("gamma") else 0.0
+        weights[name] = (centre + 0.2 * rng.normal(size=shape)).astype(np.float32)
+    return weights

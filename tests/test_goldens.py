@@ -13,10 +13,11 @@ import pytest
 import tensorflow as tf
 
 from bert_tf import kernels
-from bert_tf.config import BertConfig
+from bert_tf.config import BertConfig, OptimizerConfig
 from bert_tf.encoder import BertEncoder, EncoderOutput, variables_by_name
 from bert_tf.heads import MaskedLMHead, NextSentenceHead, masked_lm_loss
 from bert_tf.layout import Layout, PaddedLayout, UnpaddedLayout
+from bert_tf.optimization import Optimizer
 
 GOLDENS = pathlib.Path(__file__).parent / "goldens" / "pretraining"
 TOLERANCE = 1e-5
@@ -175,3 +176,41 @@ def test_graph_equals_eager(batch: Arrays) -> None:
     assert_close(graph_outputs.masked_lm_logits, outputs.masked_lm_logits.numpy(), 5e-6)
     for name, gradient in gradients.items():
         np.testing.assert_allclose(graph_gradients[name], gradient, rtol=0, atol=2e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("layout", [PaddedLayout, UnpaddedLayout])
+def test_twenty_steps_of_the_original_optimizer(layout: type[Layout], batch: Arrays) -> None:
+    expected = read_arrays("training.npz")
+    model = build_model(layout)
+    variables = model.variables()
+    steps = int(expected["num_train_steps"])
+    config = OptimizerConfig(
+        name="bert_adamw",
+        learning_rate=float(expected["learning_rate"]),
+        warmup_proportion=float(expected["num_warmup_steps"]) / steps,
+        weight_decay=float(expected["weight_decay_rate"]),
+        beta_1=float(expected["beta_1"]),
+        beta_2=float(expected["beta_2"]),
+        epsilon=float(expected["epsilon"]),
+        clip_norm=float(expected["clip_norm"]),
+    )
+    optimizer = Optimizer(config, variables, steps, num_layers=3)
+    # The stored run counted a step before it read the counter: its first update already has the
+    # rate of step 1, its last the rate 0 of step 20.
+    optimizer.step.assign(1)
+
+    @tf.function
+    def step() -> tf.Tensor:
+        outputs, gradients = outputs_and_gradients(model, batch)
+        optimizer.apply_gradients(list(gradients.values()))
+        return outputs.masked_lm_loss + outputs.next_sentence_loss
+
+    losses = [step().numpy() for _ in range(steps)]
+    assert losses[0] > 6.0  # so that the comparison is of a run that learns
+    assert losses[-1] < 0.7
+    assert optimizer.step == steps + 1
+    assert_close(losses, expected["losses"])
+    for name, variable in variables.items():
+        np.testing.assert_allclose(
+            variable, expected[f"final/{name}"], rtol=0.0, atol=TOLERANCE, err_msg=name
+        )

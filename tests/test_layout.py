@@ -1,0 +1,137 @@
+"""Both layouts: what they map where, with static and with unknown shapes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from bert_tf.kernels import MASKED_SCORE
+from bert_tf.layout import (
+    Layout,
+    PaddedLayout,
+    UnpaddedLayout,
+    attention_bias,
+    merge_heads,
+    split_heads,
+)
+
+MASK = np.array([[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1]], np.int32)
+LAYOUTS = pytest.mark.parametrize("layout_class", [PaddedLayout, UnpaddedLayout])
+
+
+def grid(*shape: int) -> tf.Tensor:
+    """Different numbers everywhere, none of them 0."""
+    return tf.reshape(tf.range(1, 1 + np.prod(shape), dtype=tf.float32), shape)
+
+
+def test_padded_rows_are_all_positions_in_order() -> None:
+    layout = PaddedLayout(tf.constant(MASK))
+    values = grid(3, 4, 5)
+    rows = layout.to_rows(values)
+    np.testing.assert_array_equal(rows, values.numpy().reshape(12, 5))
+    np.testing.assert_array_equal(layout.to_grid(rows), values)
+
+
+def test_unpadded_rows_are_the_real_tokens_in_order() -> None:
+    layout = UnpaddedLayout(tf.constant(MASK))
+    values = grid(3, 4, 5)
+    rows = layout.to_rows(values)
+    np.testing.assert_array_equal(rows, values.numpy()[MASK > 0])
+    np.testing.assert_array_equal(layout.to_grid(rows), values * MASK[..., None])
+
+
+def test_unpadded_takes_masks_with_holes() -> None:
+    mask = np.array([[0, 1, 0, 1]], np.int32)
+    layout = UnpaddedLayout(tf.constant(mask))
+    rows = layout.position_rows(grid(10, 2))
+    np.testing.assert_array_equal(rows, grid(10, 2).numpy()[[1, 3]])
+    np.testing.assert_array_equal(layout.to_grid(rows)[0, ::2], np.zeros([2, 2]))
+
+
+@LAYOUTS
+def test_ids_become_rows(layout_class: type[Layout]) -> None:
+    ids = tf.constant(np.arange(12).reshape(3, 4))
+    rows = layout_class(tf.constant(MASK)).to_rows(ids)
+    expected = [0, 1, 2, 4, 8, 9, 10, 11] if layout_class is UnpaddedLayout else np.arange(12)
+    np.testing.assert_array_equal(rows, expected)
+
+
+@LAYOUTS
+def test_position_rows(layout_class: type[Layout]) -> None:
+    layout = layout_class(tf.constant(MASK))
+    table = grid(10, 2)
+    positions = layout.to_rows(tf.constant(np.tile(np.arange(4), [3, 1])))
+    np.testing.assert_array_equal(layout.position_rows(table), table.numpy()[positions])
+
+
+def test_attention_bias() -> None:
+    bias = attention_bias(tf.constant(MASK))
+    assert bias.dtype == tf.float32
+    np.testing.assert_array_equal(bias[:, 0, 0, :], np.where(MASK > 0, 0.0, MASKED_SCORE))
+
+
+@LAYOUTS
+def test_heads_are_slices_of_the_hidden_axis(layout_class: type[Layout]) -> None:
+    layout = layout_class(tf.constant(MASK))
+    values = grid(3, 4, 6) * MASK[..., None]  # [B, S, N * D]
+    rows = layout.to_rows(values)
+    heads = split_heads(layout, rows, num_heads=2)
+    assert heads.shape == [3, 2, 4, 3]  # [B, N, S, D]
+    np.testing.assert_array_equal(heads[:, 0], values[..., :3])
+    np.testing.assert_array_equal(heads[:, 1], values[..., 3:])
+    np.testing.assert_array_equal(merge_heads(layout, heads), rows)
+
+
+@LAYOUTS
+def test_gradients_pass_both_ways(layout_class: type[Layout]) -> None:
+    layout = layout_class(tf.constant(MASK))
+    values, factor = grid(3, 4, 2), grid(3, 4, 2) + 100.0
+    with tf.GradientTape() as tape:
+        tape.watch(values)
+        total = tf.reduce_sum(layout.to_grid(layout.to_rows(values)) * factor)
+    seen = MASK[..., None] if layout_class is UnpaddedLayout else 1
+    np.testing.assert_array_equal(tape.gradient(total, values), factor * seen)
+
+
+def traced(layout_class: type[Layout], shape: list[int | None]) -> tf.types.experimental.Callable:
+    """Grid -> rows -> heads -> rows -> grid for a mask of this shape."""
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec(shape, tf.int32),
+            tf.TensorSpec([*shape, 6], tf.float32),
+        ]
+    )
+    def there_and_back(mask: tf.Tensor, values: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        layout = layout_class(mask)
+        rows = layout.to_rows(values)
+        heads = split_heads(layout, rows, num_heads=2)
+        merged = merge_heads(layout, heads)
+        positions = layout.position_rows(tf.ones([10, 6]))
+        return rows, heads, merged, layout.to_grid(merged), positions, layout.attention_bias
+
+    return there_and_back
+
+
+def test_static_shapes_stay_static() -> None:
+    concrete = traced(PaddedLayout, [3, 4]).get_concrete_function()
+    shapes = [tensor.shape.as_list() for tensor in concrete.outputs]
+    assert shapes == [[12, 6], [3, 2, 4, 3], [12, 6], [3, 4, 6], [12, 6], [3, 1, 1, 4]]
+    # And no shape is put together at run time.
+    assert "Pack" not in {op.type for op in concrete.graph.get_operations()}
+
+
+@pytest.mark.parametrize("shape", [[None, None], [3, None], [None, 4]])
+@LAYOUTS
+def test_unknown_shapes(layout_class: type[Layout], shape: list[int | None]) -> None:
+    function = traced(layout_class, shape)
+    values = grid(3, 4, 6)
+    _, heads, _, back, _, _ = function(MASK, values)
+    seen = MASK[..., None] if layout_class is UnpaddedLayout else 1
+    np.testing.assert_array_equal(back, values * seen)
+    assert heads.shape == [3, 2, 4, 3]
+    concrete = function.get_concrete_function()
+    # The sizes that matrix products need are known even so.
+    known = [tensor.shape.as_list()[-1] for tensor in concrete.outputs[:5]]
+    assert known == [6, 3, 6, 6, 6]
