@@ -89,5 +89,5 @@ _ASCII_OTHER = re.compile(r"[\x00-/:-@\[-`{-\x7f]")
 def _can_be_produced(piece: str) -> bool:
     body = piece.removeprefix(SUFFIX_MARK)
     if len(piece) == 1:
-        return piece != "\0"  # which ends a string in the matcher
+        return piece > " "  # the matcher keeps control characters for itself
     return bool(body) and not _ASCII_OTHER.search(body)

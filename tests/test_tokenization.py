@@ -265,7 +265,26 @@ def test_invalid_utf8_vanishes_as_in_python() -> None:
 
 
 def test_vocabularies_with_odd_lines(tmp_path: pathlib.Path) -> None:
-    odd = ["", "", "##", "a b", "don't", "##'t", "[X]", "...", "##!", "!", "é", "\U0001fa77"]
+    odd = [
+        "",
+        "",
+        "##",
+        "\x00",
+        "\x01",
+        "\x11",
+        "##\x11",
+        "a\x11",
+        "\x7f",
+        "a b",
+        "don't",
+        "##'t",
+        "[X]",
+        "...",
+        "##!",
+        "!",
+        "é",
+        "\U0001fa77",
+    ]
     odd += [
         "##\U0001fa77",
         "\U00011b00",
