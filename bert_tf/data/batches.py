@@ -50,6 +50,11 @@ class Tokenizer(Protocol):
         """Returns ragged `.token_ids` and `.segment_ids` [E, (S)] of `[CLS] a [SEP] b [SEP]`."""
 
 
+# AutoGraph rewrites Python control flow on tensors, of which there is none here; it would take most
+# of the time to the first batch.
+without_autograph = tf.autograph.experimental.do_not_convert
+
+
 @dataclasses.dataclass(frozen=True)
 class Examples:
     """Tokenized examples, one after the other without padding: E examples, R tokens in all."""
@@ -86,6 +91,7 @@ def tokenize(
 ) -> Examples:
     """Tokenizes all texts, in chunks on all cores, into rows of at most `max_seq_length` tokens."""
 
+    @without_autograph
     def tokenize_chunk(*segments: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         pieces = [tokenizer(segment) for segment in segments]
         packed = tokenizer.pack(pieces[0], pieces[1] if len(pieces) > 1 else None, max_seq_length)
@@ -142,6 +148,7 @@ def dataset(examples: Examples, batches: Sequence[Batch], static: bool) -> tf.da
         }
         targets = {name: tf.constant(values) for name, values in examples.targets.items()}
 
+    @without_autograph
     def cut_batch(rows: tf.Tensor, width: tf.Tensor) -> dict[str, tf.Tensor]:
         batch = gather_tokens(store, rows, int(widths[0]) if static else width)
         return batch | gather_targets(targets, rows)

@@ -14,6 +14,7 @@ from bert_tf.data.rows import did_you_mean, shorten
 from bert_tf.data.text import LIST_MARK, TextExamples
 
 KINDS = ("class", "multilabel", "regression")
+LARGEST_SCORE = float(np.finfo(np.float32).max)
 SHOWN_LABELS = 20  # named in a message
 
 
@@ -170,7 +171,7 @@ def score(examples: TextExamples, example: int, label: str) -> float:
         value = float(label)
     except ValueError:
         value = math.nan
-    if not math.isfinite(np.float32(value)):
+    if not abs(value) <= LARGEST_SCORE:  # true for nan, too
         raise ValueError(
             f"{examples.where(example)}: {shorten(label)} is not a finite number, which a score "
             "(config.task.kind=regression) must be."

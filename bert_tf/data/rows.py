@@ -238,10 +238,10 @@ def tfds_rows(source: str, data_dir: str) -> Iterator[tuple[int, Row]]:
         builder.download_and_prepare()
         records = builder.as_dataset(split=split).as_numpy_iterator()
     except Exception as error:  # a data set's own code and its download can fail in any way
-        splits = ", ".join(builder.info.splits) or "unknown before it is downloaded"
+        splits = ", ".join(sorted(builder.info.splits)) or "unknown before it is downloaded"
         raise ValueError(
             f"{source}: split {split!r} of {name!r} cannot be read from {builder.data_dir} "
-            f"({error}). Its splits: {splits}."
+            f"({one_line(error)}). Its splits: {splits}."
         ) from error
     features = builder.info.features
     if not hasattr(features, "keys"):
@@ -268,7 +268,14 @@ def tfds_builder(source: str, name: str, data_dir: str) -> Any:  # noqa: ANN401 
     try:
         return tfds.builder(name, data_dir=data_dir or None)
     except Exception as error:  # unknown name, or a builder that cannot be made
-        raise ValueError(f"{source}: {name!r} is no data set of TFDS ({error}).") from error
+        raise ValueError(
+            f"{source}: {name!r} is no data set of TFDS ({one_line(error)})."
+        ) from error
+
+
+def one_line(error: Exception) -> str:
+    """The error's message without its line breaks."""
+    return " ".join(str(error).split())
 
 
 def tfds_value(value: Any, feature: Any) -> Any:  # noqa: ANN401 - any feature of any data set
