@@ -23,12 +23,11 @@ done
 
 prepare_environment dev
 cd "$project_root"
-export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-2}"
 
 failed=""
 check() {
   say "$*"
-  "$venv_python" -m "$@" || failed="$failed, $1 $2"
+  "$venv_python" -m "$@" || failed="$failed, $*"
 }
 
 check ruff format --check .
