@@ -56,7 +56,8 @@ class Tokenizer(tf.Module):
       vocab_file: path of a vocabulary, one piece a line.
       lower_case: as the original's `do_lower_case`.
       strip_accents: decompose (NFD) and drop accents; None means the same as `lower_case`, as in
-        the original. The mixed cases leave out one of the two steps, as in Hugging Face.
+        the original. The mixed cases leave out one of the two steps, as in Hugging Face (whose
+        Python version composes characters, NFC, before; the original does not, nor is it here).
 
     Raises:
       ValueError: the vocabulary cannot be used, see `read_vocab`.

@@ -326,7 +326,7 @@ def test_wrong_rank(tokenizer: Tokenizer) -> None:
         tokenizer(tf.constant("one text"))
 
 
-@pytest.mark.parametrize("limit", [3, 4, 5, 8, 9, 40])
+@pytest.mark.parametrize("limit", [3, 4, 9, 40])
 def test_pack_truncates_like_the_original(tokenizer: Tokenizer, limit: int) -> None:
     lengths = [(a, b) for a in range(13) for b in range(13)]
     rows_a = [list(range(100, 100 + a)) for a, _ in lengths]
@@ -335,18 +335,20 @@ def test_pack_truncates_like_the_original(tokenizer: Tokenizer, limit: int) -> N
     b = tf.ragged.constant(rows_b, tf.int32, row_splits_dtype=tf.int64)
     cls_id, sep_id = tokenizer.cls_id, tokenizer.sep_id
     pairs, singles = tokenizer.pack(a, b, limit), tokenizer.pack(a, max_seq_length=limit)
+    single_ids, single_segments = singles.token_ids.to_list(), singles.segment_ids.to_list()
+    pair_ids, pair_segments = pairs.token_ids.to_list(), pairs.segment_ids.to_list()
     for number, (first, second) in enumerate(zip(rows_a, rows_b, strict=True)):
         single = [cls_id, *first[: limit - 2], sep_id]
-        assert singles.token_ids[number].numpy().tolist() == single
-        assert singles.segment_ids[number].numpy().tolist() == [0] * len(single)
+        assert single_ids[number] == single
+        assert single_segments[number] == [0] * len(single)
         if second:
             original.truncate_pair(first, second, limit - 3)
             ids = [cls_id, *first, sep_id, *second, sep_id]
             segments = [0] * (len(first) + 2) + [1] * (len(second) + 1)
         else:  # run_classifier.py: `if tokens_b:`
             ids, segments = single, [0] * len(single)
-        assert pairs.token_ids[number].numpy().tolist() == ids
-        assert pairs.segment_ids[number].numpy().tolist() == segments
+        assert pair_ids[number] == ids
+        assert pair_segments[number] == segments
 
 
 def test_pack_without_room(tokenizer: Tokenizer) -> None:
@@ -446,7 +448,8 @@ def test_one_trace_serves_all_batches(tokenizer: Tokenizer) -> None:
     texts = nasty_texts(64, seed=4)
     expected = tokenizer(tf.constant(texts)).to_list()
     assert function(tf.constant(texts)).to_list() == expected
-    assert [function(tf.constant([text])).to_list()[0] for text in texts] == expected
+    one_by_one = [function(tf.constant([text])).to_list()[0] for text in texts[:8]]
+    assert one_by_one == expected[:8]
     assert function.experimental_get_tracing_count() == 1
 
 
