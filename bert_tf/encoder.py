@@ -7,7 +7,7 @@ Legend: B batch, S sequence, R rows, H hidden, N heads, D head size, F feed-forw
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 import tf_keras as keras
@@ -26,7 +26,15 @@ class EncoderOutput(NamedTuple):
     embeddings: tf.Tensor  # [B, S, H] input of the first layer
 
 
-class Linear(keras.layers.Layer):
+class NamedLayer(keras.layers.Layer):
+    """A layer whose weights have exactly the given names, whatever it is built inside of."""
+
+    def add_weight(self, name: str, **kwargs: Any) -> tf.Variable:
+        with tf.name_scope(""):  # the root; Keras builds layers within the names of their models
+            return super().add_weight(name=name, **kwargs)
+
+
+class Linear(NamedLayer):
     """`x @ kernel + bias` on rows [R, in]."""
 
     def __init__(self, inputs: int, outputs: int, config: BertConfig, name: str) -> None:
@@ -40,7 +48,7 @@ class Linear(keras.layers.Layer):
         return kernels.linear(x, self.kernel, self.bias)
 
 
-class LayerNorm(keras.layers.Layer):
+class LayerNorm(NamedLayer):
     """Layer normalisation; its weights and statistics are float32 under every dtype policy."""
 
     def __init__(self, config: BertConfig, name: str) -> None:
@@ -54,7 +62,7 @@ class LayerNorm(keras.layers.Layer):
         return kernels.layer_norm(x, self.gamma, self.beta, self.epsilon)
 
 
-class Embeddings(keras.layers.Layer):
+class Embeddings(NamedLayer):
     """Sum of word, position and segment embeddings, normalised (paper, figure 2)."""
 
     def __init__(self, config: BertConfig, name: str) -> None:
@@ -184,25 +192,25 @@ class BertEncoder(keras.layers.Layer):
         """Encodes a batch.
 
         Args:
-            token_ids: int [B, S].
+            token_ids: any int type, [B, S].
             segment_ids: int [B, S], 0 or 1; None is all 0.
-            mask: int [B, S], 1 for real tokens, 0 for padding; None is all 1.
+            mask: int or bool [B, S], 1 for real tokens, 0 for padding; None is all 1.
             training: whether dropout is applied.
             seed: int32 [2] of that dropout, for a step that can be repeated; None draws one.
 
         Raises:
             ValueError: S is beyond the position table.
         """
-        token_ids = tf.convert_to_tensor(token_ids, tf.int32)
+        token_ids = tf.cast(token_ids, tf.int32)
         check_length(token_ids, self.config)
         segment_ids = tf.zeros_like(token_ids) if segment_ids is None else segment_ids
-        mask = tf.ones_like(token_ids) if mask is None else tf.convert_to_tensor(mask, tf.int32)
-        layout = self.layout(mask)
+        mask = tf.ones_like(token_ids) if mask is None else mask
+        layout = self.layout(tf.cast(mask, tf.int32))
         seeds = self.dropout_seeds(seed) if training else None  # [L, 3, 2] and [2]
 
         x = self.embeddings(
             layout.to_rows(token_ids),
-            layout.to_rows(tf.convert_to_tensor(segment_ids, tf.int32)),
+            layout.to_rows(tf.cast(segment_ids, tf.int32)),
             layout,
             None if seeds is None else seeds[-1],
         )

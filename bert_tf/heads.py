@@ -11,10 +11,10 @@ import tf_keras as keras
 
 from bert_tf import kernels
 from bert_tf.config import BertConfig
-from bert_tf.encoder import LayerNorm, Linear, truncated_normal
+from bert_tf.encoder import LayerNorm, Linear, NamedLayer, truncated_normal
 
 
-class OutputLayer(keras.layers.Layer):
+class OutputLayer(NamedLayer):
     """Logits from vectors [B, H]; float32 weights `output_weights` [C, H] and `output_bias`."""
 
     def __init__(self, num_outputs: int, config: BertConfig, prefix: str = "") -> None:
@@ -58,7 +58,7 @@ class NextSentenceHead(keras.layers.Layer):
         return self.output_layer(pooled)
 
 
-class MaskedLMHead(keras.layers.Layer):
+class MaskedLMHead(NamedLayer):
     """Predicts the words at masked positions (paper, section 3.1, task 1).
 
     The positions are gathered before the product with the vocabulary: 20 of 128 positions are
