@@ -75,19 +75,21 @@ def export_saved_model(opened: OpenedRun, folder: str) -> str:
     Raises:
         ValueError: the folder cannot be written.
     """
-    task, model = opened.task, float32_model(opened)
-    served = Served(variables_by_name(model), task.tokenizer)
-    signatures = {
-        TEXT_SIGNATURE: text_signature(task, model),
-        IDS_SIGNATURE: ids_signature(task, model),
-    }
+    task = opened.task
     target = os.path.join(folder, str(next_version(folder)))
     with new_folder(target) as temporary:
+        model = float32_model(opened)
+        signatures = {
+            TEXT_SIGNATURE: text_signature(task, model),
+            IDS_SIGNATURE: ids_signature(task, model),
+        }
+        served = Served(variables_by_name(model), task.tokenizer)
         # No source code lines of the machine that exports.
         options = tf.saved_model.SaveOptions(save_debug_info=False)
         tf.saved_model.save(served, temporary, signatures, options)
         tf.io.gfile.makedirs(os.path.join(temporary, EXTRA_FOLDER))
-        serving_warmup.write_requests(os.path.join(temporary, WARMUP_FILE), warmup_requests(task))
+        warmup_file = os.path.join(temporary, WARMUP_FILE)
+        serving_warmup.write_requests(warmup_file, warmup_requests(task))
         write_json(os.path.join(temporary, MODEL_CARD), model_card(opened, signatures))
     return target
 
@@ -138,7 +140,9 @@ def text_signature(task: Task, model: Classifier) -> Signature:
     """Strings [N] to answers."""
     names = text_inputs(task)
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name) for name in names])
+    @tf.function(
+        input_signature=[tf.TensorSpec([None], tf.string, name) for name in names], autograph=False
+    )
     def serve_text(*texts: tf.Tensor) -> dict[str, tf.Tensor]:
         return answers(task, task.predict(model, text_features(task, texts)))
 
@@ -149,7 +153,8 @@ def ids_signature(task: Task, model: Classifier) -> Signature:
     """Token ids [N, S] to answers."""
 
     @tf.function(
-        input_signature=[tf.TensorSpec([None, None], tf.int32, name) for name in IDS_INPUTS]
+        input_signature=[tf.TensorSpec([None, None], tf.int32, name) for name in IDS_INPUTS],
+        autograph=False,
     )
     def serve_ids(
         token_ids: tf.Tensor, segment_ids: tf.Tensor, mask: tf.Tensor
