@@ -25,7 +25,7 @@ class Evaluator:
         self.run = run
         self.accelerator = accelerator
 
-        @tf.function
+        @tf.function(autograph=False)
         def predict_batch(batch: Features) -> dict[str, tf.Tensor]:
             strategy = accelerator.strategy
             outputs = strategy.run(

@@ -35,7 +35,7 @@ def make_train_steps(
     strategy = accelerator.strategy
     gradients_of = make_gradients(task, model, run.train.accumulation)
     if accelerator.compile_gradients:
-        gradients_of = tf.function(gradients_of, jit_compile=True)
+        gradients_of = tf.function(gradients_of, jit_compile=True, autograph=False)
 
     def replica_step(batch: Features) -> dict[str, tf.Tensor]:
         context = tf.distribute.get_replica_context()
@@ -62,16 +62,24 @@ def make_train_steps(
     def first_replica(values: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         return {name: strategy.experimental_local_results(v)[0] for name, v in values.items()}
 
-    @tf.function
+    # AutoGraph would rewrite the whole model's Python for nothing, which takes most of a start-up;
+    # the only loops are written as tf.while_loop.
+    @tf.function(autograph=False)
     def train_steps(iterator: Iterator, count: tf.Tensor) -> dict[str, tf.Tensor]:
-        sums = dict.fromkeys(SUMS, tf.constant(0.0))
-        learning_rate, bad_step = tf.constant(0.0), tf.constant(-1.0)
-        for _ in tf.range(count):
-            step = first_replica(strategy.run(replica_step, args=(next(iterator),)))
+        def one_more(
+            done: tf.Tensor, sums: dict[str, tf.Tensor], last: dict[str, tf.Tensor]
+        ) -> tuple[tf.Tensor, dict[str, tf.Tensor], dict[str, tf.Tensor]]:
+            step = first_replica(strategy.run(replica_step, args=(iterator.get_next(),)))
             sums = {name: sums[name] + step[name] for name in SUMS}
-            learning_rate = step["learning_rate"]
-            bad_step = tf.where(bad_step < 0.0, step["bad_step"], bad_step)
-        return sums | {"learning_rate": learning_rate, "bad_step": bad_step}
+            bad_step = tf.where(last["bad_step"] < 0.0, step["bad_step"], last["bad_step"])
+            return done + 1, sums, {"learning_rate": step["learning_rate"], "bad_step": bad_step}
+
+        sums = dict.fromkeys(SUMS, tf.constant(0.0))
+        last = {"learning_rate": tf.constant(0.0), "bad_step": tf.constant(-1.0)}
+        _, sums, last = tf.while_loop(
+            lambda done, *_: done < count, one_more, (tf.constant(0), sums, last)
+        )
+        return sums | last
 
     return train_steps
 

@@ -1,0 +1,252 @@
+"""The loop: it learns, any split of the batch gives the same update, and a resumed run is exact."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import tf_keras as keras
+
+from bert_tf import run_folder, tensor_bundles, training
+from bert_tf.training import Loop, NonFiniteLoss, Preempted
+from tests.tiny_run import run_tiny, tiny_run, write_reviews
+
+NO_DROPOUT = {"hidden_dropout": 0.0, "attention_dropout": 0.0}
+
+
+def final_tensors(workdir: pathlib.Path) -> dict[str, np.ndarray]:
+    newest = run_folder.newest_step(str(workdir / "checkpoints"))
+    assert newest is not None
+    return tensor_bundles.read_tensors(newest + "/model.ckpt")
+
+
+def without_dropout(folder: pathlib.Path, **changes: dict) -> run_folder.RunConfig:
+    run = tiny_run(folder, **changes)
+    model = dataclasses.replace(run.model, **NO_DROPOUT)
+    return dataclasses.replace(run, model=model, task=dataclasses.replace(run.task, dropout=0.0))
+
+
+def stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the process "die" before the steps that follow `step`, with nothing cleaned up."""
+    advance = Loop.advance
+
+    def dying(self: Loop, feed: training.Feed) -> None:
+        if self.state.progress.step >= step:
+            raise KeyboardInterrupt
+        advance(self, feed)
+
+    monkeypatch.setattr(Loop, "advance", dying)
+
+
+def test_a_tiny_model_learns_its_data(tmp_path: pathlib.Path) -> None:
+    train = {"steps": 90, "log_every": 30, "save_every": 90}
+    run = without_dropout(tmp_path, train=train, optimizer={"learning_rate": 3e-3})
+    metrics = run_tiny(run, tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses[-1] < 0.3 < losses[0]
+    assert metrics["accuracy"] >= 0.8
+    assert metrics["step"] == 90
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, np.ndarray]]:
+    """Weights after a few steps on one replica without accumulation, by optimizer."""
+    cache: dict[str, dict[str, np.ndarray]] = {}
+
+    def weights(optimizer: str) -> dict[str, np.ndarray]:
+        if optimizer not in cache:
+            folder = tmp_path_factory.mktemp(optimizer)
+            run_tiny(split_run(folder, optimizer, 1), folder / "run")
+            cache[optimizer] = final_tensors(folder / "run")
+        return cache[optimizer]
+
+    return weights
+
+
+def split_run(folder: pathlib.Path, optimizer: str, accumulation: int) -> run_folder.RunConfig:
+    steps = 5 if optimizer == "sgd" else 1
+    return without_dropout(
+        folder,
+        optimizer={"name": optimizer, "learning_rate": 0.05, "warmup_proportion": 0.0},
+        train={"steps": steps, "accumulation": accumulation, "eval_batch_size": 8},
+    )
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "replicas", "accumulation"),
+    [("sgd", 1, 2), ("sgd", 1, 4), ("sgd", 2, 1), ("sgd", 4, 1), ("adamw", 2, 2), ("adamw", 4, 1)],
+)
+def test_replicas_and_accumulation_give_the_same_update(
+    tmp_path: pathlib.Path,
+    reference: Callable[[str], dict[str, np.ndarray]],
+    optimizer: str,
+    replicas: int,
+    accumulation: int,
+) -> None:
+    run_tiny(split_run(tmp_path, optimizer, accumulation), tmp_path / "run", replicas)
+    tensors, expected = final_tensors(tmp_path / "run"), reference(optimizer)
+    assert tensors.keys() == expected.keys()
+    for name, value in expected.items():
+        # Adam turns the rounding of a gradient near 0 into a whole step, so weights of AdamW say
+        # nothing; its first moment after one step is the clipped gradient itself, times 0.1.
+        if optimizer == "sgd" or name.endswith("/adam_m"):
+            np.testing.assert_allclose(tensors[name], value, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("died_at", [3, 5, 8, 11])
+def test_a_resumed_run_ends_with_the_same_bits(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, died_at: int
+) -> None:
+    run = tiny_run(tmp_path, train={"eval_every": 4})
+    run_tiny(run, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop_after(died_at, patch)
+        with pytest.raises(KeyboardInterrupt):
+            run_tiny(run, tmp_path / "killed")
+    run_tiny(run, tmp_path / "killed")
+    whole, killed = final_tensors(tmp_path / "whole"), final_tensors(tmp_path / "killed")
+    assert whole.keys() == killed.keys()
+    assert "bert/embeddings/word_embeddings/adam_v" in whole
+    for name, value in whole.items():
+        assert np.array_equal(value, killed[name]), name
+    for name in ("metrics.jsonl", "run.json"):
+        assert (tmp_path / "whole" / name).read_text().replace("whole", "") == (
+            tmp_path / "killed" / name
+        ).read_text().replace("killed", "")
+
+
+def test_seeds_decide(tmp_path: pathlib.Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run_tiny(tiny_run(tmp_path, train={"steps": 3, "seed": seed}), tmp_path / name)
+    a, b, c = (final_tensors(tmp_path / name) for name in "abc")
+    kernel = "bert/encoder/layer_0/output/dense/kernel"
+    assert np.array_equal(a[kernel], b[kernel])
+    assert not np.array_equal(a[kernel], c[kernel])
+
+
+def test_nothing_left_to_train(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = tiny_run(tmp_path, train={"steps": 2})
+    first = run_tiny(run, tmp_path / "run")
+    caplog.set_level("INFO")
+    assert run_tiny(run, tmp_path / "run") == first
+    assert "Nothing left to train" in caplog.text
+
+
+def test_sigterm_saves_and_says_so(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tiny_run(tmp_path)
+    advance = Loop.advance
+
+    def terminate(self: Loop, feed: training.Feed) -> None:
+        self.terminated = self.state.progress.step >= 4
+        advance(self, feed)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "advance", terminate)
+        with pytest.raises(Preempted, match="saved at step 5 of 12"):
+            run_tiny(run, tmp_path / "run")
+    run_tiny(run, tmp_path / "run")
+    run_tiny(run, tmp_path / "whole")
+    whole, stopped = final_tensors(tmp_path / "whole"), final_tensors(tmp_path / "run")
+    assert all(np.array_equal(value, stopped[name]) for name, value in whole.items())
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path: pathlib.Path) -> None:
+    broken = {"learning_rate": 1e30, "clip_norm": 0.0, "name": "sgd", "warmup_proportion": 0.5}
+    run = tiny_run(tmp_path, optimizer=broken, train={"save_every": 1, "steps_per_loop": 1})
+    with pytest.raises(NonFiniteLoss, match=r"not finite at step \d+.*step-0000000"):
+        run_tiny(run, tmp_path / "run")
+    saved = final_tensors(tmp_path / "run")
+    assert all(np.isfinite(value).all() for value in saved.values())
+
+
+def test_early_stopping_and_the_best_weights(tmp_path: pathlib.Path) -> None:
+    still = {"learning_rate": 0.0}  # the metric never changes: the first evaluation is the best
+    train = {"steps": 40, "eval_every": 4, "early_stopping": 2}
+    metrics = run_tiny(tiny_run(tmp_path, optimizer=still, train=train), tmp_path / "run")
+    assert metrics["step"] == 4
+    newest = run_folder.newest_step(str(tmp_path / "run/checkpoints"))
+    assert newest is not None
+    assert newest.endswith("step-00000012")
+    assert [path.name for path in (tmp_path / "run/best").iterdir()] == ["step-00000004"]
+
+
+def test_another_run_in_the_folder_is_refused(tmp_path: pathlib.Path) -> None:
+    run_tiny(tiny_run(tmp_path, train={"steps": 2}), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"holds another run: config\.train\.steps: 2 there, 3"):
+        run_tiny(tiny_run(tmp_path, train={"steps": 3}), tmp_path / "run")
+
+
+def test_other_data_are_refused_on_resuming(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tiny_run(tmp_path)
+    with monkeypatch.context() as patch:
+        stop_after(6, patch)
+        with pytest.raises(KeyboardInterrupt):
+            run_tiny(run, tmp_path / "run")
+    write_reviews(tmp_path, train=64)
+    with pytest.raises(ValueError, match="training data are not those"):
+        run_tiny(run, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("section", "fields", "message"),
+    [
+        ("train", {"global_batch_size": 10, "accumulation": 4}, "must be a multiple of"),
+        ("train", {"log_every": 0}, r"config\.train\.log_every=0"),
+        ("train", {"best_metric": "f2"}, r"best_metric='f2' is not measured; choose accuracy"),
+        ("data", {"max_seq_length": 41}, r"max_position_embeddings=40"),
+        ("data", {"train": ""}, r"config\.data\.train is empty"),
+        ("model", {"lower_case": "false"}, "was trained with lower_case=true"),
+    ],
+)
+def test_settings_that_cannot_work(
+    tmp_path: pathlib.Path, section: str, fields: dict, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        run_tiny(tiny_run(tmp_path, **{section: fields}), tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="cannot be written"):
+        run_tiny(tiny_run(tmp_path), tmp_path / "file" / "run")
+
+
+def test_one_graph_serves_all_widths_and_counts(tmp_path: pathlib.Path) -> None:
+    run = tiny_run(tmp_path, train={"steps": 4})
+    loops: list[Loop] = []
+    original = Loop.run_from
+
+    def keep(self: Loop, examples: training.batches.Examples) -> None:
+        loops.append(self)
+        original(self, examples)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Loop, "run_from", keep)
+        run_tiny(run, tmp_path / "run")
+    assert loops[0].train_steps.experimental_get_tracing_count() == 1
+
+
+@pytest.fixture
+def _float16() -> Iterator[None]:
+    keras.mixed_precision.set_global_policy("mixed_float16")
+    yield
+    keras.mixed_precision.set_global_policy("float32")
+
+
+@pytest.mark.usefixtures("_float16")
+def test_float16_with_loss_scaling(tmp_path: pathlib.Path) -> None:
+    train = {"steps": 60, "log_every": 30, "save_every": 60}
+    run = without_dropout(tmp_path, train=train, optimizer={"learning_rate": 3e-3})
+    metrics = run_tiny(run, tmp_path / "run", dtype="float16")
+    saved = final_tensors(tmp_path / "run")
+    assert saved["loss_scale"] >= 1.0
+    assert saved["bert/pooler/dense/kernel"].dtype == np.float32
+    assert metrics["loss"] < 0.6
