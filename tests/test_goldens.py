@@ -169,15 +169,6 @@ def test_gradients(case: Case) -> None:
             )
 
 
-def test_graph_equals_eager(batch: Arrays) -> None:
-    model = build_model()
-    outputs, gradients = outputs_and_gradients(model, batch)
-    graph_outputs, graph_gradients = tf.function(lambda: outputs_and_gradients(model, batch))()
-    assert_close(graph_outputs.masked_lm_logits, outputs.masked_lm_logits.numpy(), 5e-6)
-    for name, gradient in gradients.items():
-        np.testing.assert_allclose(graph_gradients[name], gradient, rtol=0, atol=2e-6, err_msg=name)
-
-
 @pytest.mark.parametrize("layout", [PaddedLayout, UnpaddedLayout])
 def test_twenty_steps_of_the_original_optimizer(layout: type[Layout], batch: Arrays) -> None:
     expected = read_arrays("training.npz")
