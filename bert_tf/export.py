@@ -120,8 +120,8 @@ def float32_model(opened: OpenedRun) -> Classifier:
     """The trained weights in a model of its own: in float32, unpadded and without a strategy.
 
     However the run was opened (bfloat16, replicas, padded rows), it exports the same graph. Rows
-    without padding cost a few per cent where all texts are equally long and halve the time of a batch in
-    which they are not.
+    without padding cost a few per cent where all texts are equally long, and halve the time of a
+    batch in which they are not.
     """
     model_config = dataclasses.replace(opened.run.model, recompute=False)  # there are no gradients
     run = dataclasses.replace(opened.run, model=model_config)
