@@ -162,7 +162,12 @@ def cpu_strategy(replicas: int) -> tf.distribute.Strategy:
             f"config.runtime.replicas={replicas}, but TensorFlow has started with fewer logical "
             "CPU devices; call distribution.make_logical_cpus before anything else."
         )
-    return tf.distribute.MirroredStrategy([f"CPU:{index}" for index in range(replicas)])
+    # Logical devices share memory: a plain sum beats collectives, which also confuse the groups of
+    # two strategies in one process.
+    return tf.distribute.MirroredStrategy(
+        [f"CPU:{index}" for index in range(replicas)],
+        cross_device_ops=tf.distribute.ReductionToOneDevice(),
+    )
 
 
 def make_logical_cpus(count: int) -> None:

@@ -27,11 +27,9 @@ class Evaluator:
 
         @tf.function(autograph=False)
         def predict_batch(batch: Features) -> dict[str, tf.Tensor]:
-            strategy = accelerator.strategy
-            outputs = strategy.run(
+            return accelerator.strategy.run(
                 lambda part: task.predict(model, part) | {"example": part["example"]}, args=(batch,)
             )
-            return {name: strategy.gather(value, axis=0) for name, value in outputs.items()}
 
         self.predict_batch = predict_batch
 
@@ -46,8 +44,15 @@ class Evaluator:
             dataset = batches.dataset(examples, group, static)
             for batch in self.accelerator.strategy.experimental_distribute_dataset(dataset):
                 for name, value in self.predict_batch(batch).items():
-                    parts.setdefault(name, []).append(value.numpy())
+                    parts.setdefault(name, []).append(self.all_rows(value))
         return in_order({name: np.concatenate(values) for name, values in parts.items()})
+
+    def all_rows(self, value: tf.Tensor) -> np.ndarray:
+        """The rows of all replicas, those of other machines included."""
+        strategy = self.accelerator.strategy
+        if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+            return strategy.gather(value, axis=0).numpy()
+        return np.concatenate([part.numpy() for part in strategy.experimental_local_results(value)])
 
 
 def in_order(outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

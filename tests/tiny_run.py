@@ -7,10 +7,9 @@ import pathlib
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from bert_tf.config import RunConfig
-from bert_tf.distribution import Accelerator
+from bert_tf.distribution import Accelerator, cpu_strategy
 from bert_tf.pretrained import read_pretrained
 from bert_tf.tasks import TASKS
 from bert_tf.training import train
@@ -60,10 +59,7 @@ def tiny_run(folder: pathlib.Path, **changes: dict[str, Any]) -> RunConfig:
 
 def on_cpu(replicas: int = 1, dtype: str = "float32") -> Accelerator:
     """An accelerator of logical CPU devices."""
-    if replicas == 1:
-        return Accelerator("cpu", tf.distribute.get_strategy(), dtype)
-    devices = [f"CPU:{index}" for index in range(replicas)]
-    return Accelerator("cpu", tf.distribute.MirroredStrategy(devices), dtype)
+    return Accelerator("cpu", cpu_strategy(replicas), dtype)
 
 
 def run_tiny(
