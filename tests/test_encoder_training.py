@@ -133,7 +133,8 @@ def test_every_dropout_has_its_own_seed() -> None:
     call = tf.function(lambda: encode(encoder, training=True, seed=SEED))
     draws = operations(call.get_concrete_function().graph, "StatelessRandomUniformV2")
     assert len(draws) == 3 * 2 + 1
-    used = {draw.inputs[1].name for draw in draws}
+    assert {draw.inputs[1].op.type for draw in draws} == {"StatelessRandomGetKeyCounter"}
+    used = {draw.inputs[1].op.inputs[0].name for draw in draws}
     assert len(used) == 3 * 2 + 1
 
 
