@@ -1,0 +1,351 @@
+"""One model, one answer: whichever way a model of the table runs, it computes the same numbers.
+
+Every model and every task stands in CASES; every way to run one in WAYS. Weights are strong and
+the same each time.
+Legend: B batch, S sequence, P masked positions, C classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import pathlib
+import tempfile
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy_bert
+import pytest
+import tensorflow as tf
+import tf_keras as keras
+
+from bert_tf import checkpoints, export, heads
+from bert_tf.checkpoints import Checkpoint, assign
+from bert_tf.config import BertConfig, DataConfig, RunConfig, TaskConfig
+from bert_tf.data.labels import Labels
+from bert_tf.distribution import cpu_strategy
+from bert_tf.encoder import BertEncoder, variables_by_name
+from bert_tf.heads import MaskedLMHead, NextSentenceHead
+from bert_tf.layout import Layout, PaddedLayout, UnpaddedLayout
+from bert_tf.restore import OpenedRun
+from bert_tf.tasks import TASKS
+from bert_tf.tasks.classification import METRICS, ClassificationTask
+from bert_tf.tokenization import Tokenizer
+
+Arrays = dict[str, np.ndarray]
+Tensors = dict[str, tf.Tensor]
+
+TOLERANCE = 1e-5  # float32
+CONFIG = BertConfig(
+    vocab_size=60,
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=32,
+    max_position_embeddings=20,
+)
+PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(chr(ord("!") + n) for n in range(55))]
+LENGTHS = np.array([12, 7, 1, 5])
+MASK = (np.arange(12) < LENGTHS[:, None]).astype(np.int32)  # [B, S]
+# No piece of its own but for [CLS] in front: what a client of a served model may send.
+TOKEN_IDS = np.random.default_rng(0).integers(5, 60, size=MASK.shape).astype(np.int32)
+TOKEN_IDS[:, 0] = 2
+FEATURES = {
+    "token_ids": TOKEN_IDS * MASK,
+    "segment_ids": (np.arange(12) >= np.array([[5], [3], [12], [2]])) * MASK,
+    "mask": MASK,
+    "positions": np.array([[1, 5, 11], [2, 3, 6], [0, 0, 0], [4, 1, 0]], np.int32),  # [B, P]
+}
+
+
+# --------------------------------------------------------------------------------------- the models
+
+
+class EncoderModel(tf.Module):
+    """Everything that the encoder answers; positions of padding are 0, as no user reads them."""
+
+    inputs = ("token_ids", "segment_ids", "mask")
+
+    def __init__(self, layout: type[Layout] = PaddedLayout) -> None:
+        super().__init__()
+        self.encoder = BertEncoder(CONFIG, layout)
+
+    def __call__(self, features: Mapping[str, tf.Tensor]) -> Tensors:
+        output = self.encoder(*(features[name] for name in self.inputs))
+        real = tf.cast(features["mask"], tf.float32)[..., tf.newaxis]  # [B, S, 1]
+        grids = {f"layer_{index}": grid * real for index, grid in enumerate(output.layers)}
+        return grids | {
+            "embeddings": output.embeddings * real,
+            "sequence": output.sequence * real,
+            "pooled": output.pooled,
+        }
+
+
+class PretrainingModel(tf.Module):
+    """Encoder with the two heads of pre-training."""
+
+    inputs = ("token_ids", "segment_ids", "mask", "positions")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = BertEncoder(CONFIG)
+        self.masked_lm = MaskedLMHead(CONFIG)
+        self.next_sentence = NextSentenceHead(CONFIG)
+
+    def __call__(self, features: Mapping[str, tf.Tensor]) -> Tensors:
+        output = self.encoder(*(features[name] for name in EncoderModel.inputs))
+        table = self.encoder.embeddings.word_embeddings
+        return {
+            "masked_lm": self.masked_lm(output.sequence, features["positions"], table),
+            "next_sentence": self.next_sentence(output.pooled),
+        }
+
+
+class TaskModel(tf.Module):
+    """What a task predicts."""
+
+    inputs = ("token_ids", "segment_ids", "mask")
+
+    def __init__(self, task: ClassificationTask) -> None:
+        super().__init__()
+        self.model = task.build_model()
+        self.predict = task.predict
+
+    def __call__(self, features: Mapping[str, tf.Tensor]) -> Tensors:
+        return self.predict(self.model, {name: features[name] for name in self.inputs})
+
+
+@functools.cache
+def tokenizer() -> Tokenizer:
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "vocab.txt"
+        path.write_text("\n".join(PIECES) + "\n")
+        return Tokenizer(str(path))
+
+
+def classification(labels: Labels, text_b: str = "") -> ClassificationTask:
+    run = RunConfig(data=DataConfig(max_seq_length=12, text_b=text_b), task=TaskConfig())
+    run = dataclasses.replace(run, task=dataclasses.replace(run.task, kind=labels.kind))
+    return ClassificationTask(run, CONFIG, tokenizer(), labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A model, or the task that makes it."""
+
+    build: Callable[[], Any] | None = None
+    task: str = ""  # a key of TASKS
+    make_task: Callable[[], ClassificationTask] | None = None
+    static_shapes: bool = True  # whether XLA can compile it
+
+    def model(self) -> Any:
+        """A model with fresh weights."""
+        return self.build() if self.build else TaskModel(self.make_task())  # type: ignore[misc]
+
+
+CASES = {
+    "encoder, padded rows": Case(EncoderModel),
+    "encoder, unpadded rows": Case(lambda: EncoderModel(UnpaddedLayout), static_shapes=False),
+    "encoder, masked LM, next sentence": Case(PretrainingModel),
+    "one sentence": Case(
+        task="classification",
+        make_task=lambda: classification(Labels("class", ("bad", "fair", "good"))),
+    ),
+    "a pair": Case(
+        task="classification",
+        make_task=lambda: classification(Labels("class", ("no", "yes")), text_b="other"),
+    ),
+    "multi-label": Case(
+        task="classification",
+        make_task=lambda: classification(Labels("multilabel", ("a", "b", "c", "d"))),
+    ),
+    "regression": Case(
+        task="classification", make_task=lambda: classification(Labels("regression"))
+    ),
+}
+
+
+# ----------------------------------------------------------------------------------------- the ways
+
+
+def as_graph(case: Case, model: Any, folder: pathlib.Path) -> Arrays:
+    return numpy(tf.function(model, autograph=False)(tensors(model)))
+
+
+def under_xla(case: Case, model: Any, folder: pathlib.Path) -> Arrays:
+    return numpy(tf.function(model, autograph=False, jit_compile=True)(tensors(model)))
+
+
+def as_saved_model(case: Case, model: Any, folder: pathlib.Path) -> Arrays:
+    """Saved with free sizes; a task by its `ids` signature, as `bert_tf.export` makes it."""
+    path = str(folder / "saved_model")
+    if case.make_task:
+        task = case.make_task()
+        exported = export.float32_model(OpenedRun(task.run, task, model.model, {}, "a test"))
+        signature = export.ids_signature(task, exported)
+        served = export.Served(variables_by_name(exported), task.tokenizer)
+    else:
+        specs = {
+            name: tf.TensorSpec([None, None], value.dtype, name)
+            for name, value in tensors(model).items()
+        }
+
+        @tf.function(autograph=False)
+        def serve(**features: tf.Tensor) -> Tensors:
+            return model(features)
+
+        signature = serve.get_concrete_function(**specs)
+        served = tf.Module()
+        served.weights = variables_by_name(model)
+    tf.saved_model.save(served, path, {"answer": signature})
+    outputs = numpy(tf.saved_model.load(path).signatures["answer"](**tensors(model)))
+    if case.make_task and "score" in outputs:
+        outputs["probabilities"] = outputs.pop("score")[:, None]  # [B, 1]
+    return {name: value for name, value in outputs.items() if name not in ("label", "labels")}
+
+
+def from_tf1(case: Case, model: Any, folder: pathlib.Path) -> Arrays:
+    return from_checkpoint(case, model, folder, checkpoints.write_tf1)
+
+
+def from_hugging_face(case: Case, model: Any, folder: pathlib.Path) -> Arrays:
+    return from_checkpoint(case, model, folder, checkpoints.write_hugging_face)
+
+
+def from_checkpoint(
+    case: Case, model: Any, folder: pathlib.Path, write: Callable[[str, Checkpoint], None]
+) -> Arrays:
+    """Written, read, and given to a model of other weights."""
+    weights = {name: variable.numpy() for name, variable in variables_by_name(model).items()}
+    made = Checkpoint(CONFIG, weights, None, True, True, "a test", "tf1", None)
+    write(str(folder / "checkpoint"), made)
+    other = case.model()
+    found = checkpoints.read_checkpoint(str(folder / "checkpoint"))
+    assert found.config == CONFIG
+    report = assign(variables_by_name(other), found.weights, "a test")
+    assert not report.fresh
+    assert not report.unused
+    return numpy(other(tensors(model)))
+
+
+def on_two_replicas(case: Case, model: Any, folder: pathlib.Path) -> Arrays:
+    """Each replica has half of the rows."""
+    strategy = cpu_strategy(2)
+    with strategy.scope():
+        mirrored = case.model()
+    set_weights(mirrored)
+    inputs = tensors(mirrored)
+    half = len(MASK) // 2
+
+    def rows_of(context: tf.distribute.ValueContext) -> Tensors:
+        first = context.replica_id_in_sync_group * half
+        return {name: value[first : first + half] for name, value in inputs.items()}
+
+    @tf.function(autograph=False)
+    def step(features: Tensors) -> Tensors:
+        return strategy.run(mirrored, args=(features,))
+
+    outputs = step(strategy.experimental_distribute_values_from_function(rows_of))
+    return {
+        name: np.concatenate([part.numpy() for part in strategy.experimental_local_results(value)])
+        for name, value in outputs.items()
+    }
+
+
+WAYS = {
+    "graph": as_graph,
+    "XLA": under_xla,
+    "SavedModel": as_saved_model,
+    "TF1 checkpoint": from_tf1,
+    "Hugging Face folder": from_hugging_face,
+    "two replicas": on_two_replicas,
+}
+
+
+# ---------------------------------------------------------------------------------------- the tests
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """A model with its weights, and what it answers eagerly."""
+
+    model: Any
+    outputs: Arrays
+
+
+@pytest.fixture(scope="module")
+def references() -> dict[str, Reference]:
+    made = {}
+    for name, case in CASES.items():
+        model = case.model()
+        set_weights(model)
+        made[name] = Reference(model, numpy(model(tensors(model))))
+    return made
+
+
+def set_weights(model: Any) -> None:
+    variables = variables_by_name(model)
+    shapes = {name: tuple(variable.shape) for name, variable in sorted(variables.items())}
+    assign(variables, numpy_bert.random_weights(shapes), "random weights")
+
+
+def tensors(model: Any) -> Tensors:
+    return {name: tf.constant(FEATURES[name], tf.int32) for name in model.inputs}
+
+
+def numpy(outputs: Mapping[str, tf.Tensor]) -> Arrays:
+    return {name: value.numpy() for name, value in outputs.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        (name, way)
+        for name, case in CASES.items()
+        for way in WAYS
+        if case.static_shapes or way != "XLA"
+    ],
+)
+def test_every_way_gives_the_same_numbers(
+    references: dict[str, Reference], tmp_path: pathlib.Path, name: str, way: str
+) -> None:
+    reference = references[name]
+    outputs = WAYS[way](CASES[name], reference.model, tmp_path)
+    assert outputs.keys() == reference.outputs.keys()
+    for key, expected in reference.outputs.items():
+        assert np.ptp(expected) > 0.05, "answers must differ for this test to mean much"
+        np.testing.assert_allclose(
+            outputs[key], expected, rtol=0.0, atol=TOLERANCE, err_msg=f"{name}, {way}: {key}"
+        )
+
+
+def test_padded_and_unpadded_rows_give_the_same_numbers(references: dict[str, Reference]) -> None:
+    padded = references["encoder, padded rows"].outputs
+    unpadded = references["encoder, unpadded rows"].outputs
+    for key, expected in padded.items():
+        np.testing.assert_allclose(unpadded[key], expected, rtol=0.0, atol=TOLERANCE, err_msg=key)
+
+
+def test_every_task_is_in_the_table() -> None:
+    assert {case.task for case in CASES.values() if case.task} == set(TASKS)
+
+
+def test_every_kind_of_classification_is_in_the_table(references: dict[str, Reference]) -> None:
+    tasks = [case.make_task() for case in CASES.values() if case.make_task]
+    assert {task.labels.kind for task in tasks} == set(METRICS)
+    assert {bool(task.run.data.text_b) for task in tasks} == {False, True}
+
+
+def test_every_head_is_in_the_table(references: dict[str, Reference]) -> None:
+    every_head = {
+        value
+        for name, value in vars(heads).items()
+        if name.endswith("Head")
+        and inspect.isclass(value)
+        and issubclass(value, keras.layers.Layer)
+    }
+    parts = [part for reference in references.values() for part in reference.model.submodules]
+    assert every_head == {type(part) for part in parts} & every_head
+    assert len(every_head) >= 3
