@@ -6,11 +6,11 @@
 Scripts do the rest; see README.md. To read the source, begin with bert_tf/README.md.
 """
 
-from bert_tf.config import BertConfig, RunConfig
+from bert_tf.config import VERSION, BertConfig, RunConfig
 from bert_tf.encoder import BertEncoder, EncoderOutput
 from bert_tf.pretrained import load
 from bert_tf.tokenization import Tokenizer
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = ["BertConfig", "BertEncoder", "EncoderOutput", "RunConfig", "Tokenizer", "load"]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import logging as python_logging
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 import tensorflow as tf
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from bert_tf import run_folder
 from bert_tf.config import RunConfig
 from bert_tf.training import NonFiniteLoss, Preempted
 
@@ -26,7 +29,7 @@ def recipe(run: RunConfig) -> ConfigDict:
 
 
 def define_config_flag() -> flags.FlagHolder:
-    """`--config=configs/NAME.py`, with overrides such as `--config.optimizer.learning_rate=3e-5`."""
+    """`--config=configs/NAME.py`, and overrides such as `--config.optimizer.learning_rate=3e-5`."""
     return config_flags.DEFINE_config_file(
         "config", None, "Recipe: a Python file with get_config(); see configs/.", lock_config=True
     )
@@ -54,14 +57,48 @@ def run_script(main: Callable[[list[str]], None]) -> None:
         except Preempted as error:
             leave(str(error), EXIT_PREEMPTED)
 
-    app.run(guarded)
+    app.run(guarded, flags_parser=parse_flags)
 
 
-def leave(message: str, code: int) -> None:
-    """Prints the message on standard error and exits."""
+def parse_flags(arguments: list[str]) -> list[str]:
+    """Parses flags as absl does; a mistake in them ends in one paragraph as well."""
+    try:
+        for place, argument in enumerate(arguments[1:], start=1):
+            name, is_whole, value = argument.lstrip("-").partition("=")
+            if name == "config" and argument.startswith("-"):
+                check_recipe(value if is_whole else "".join(arguments[place + 1 : place + 2]))
+            elif name.startswith("config."):
+                check_field(name)
+        return flags.FLAGS(arguments)
+    except (flags.Error, ValueError) as error:
+        leave(f"error: {error}", EXIT_USER_ERROR)
+
+
+def check_recipe(path: str) -> None:
+    """Raises ValueError where the recipe is no file."""
+    if not os.path.isfile(path.partition(":")[0]):
+        raise ValueError(f"--config={path} is not a file; name a recipe, such as those in configs/.")
+
+
+def check_field(path: str) -> None:
+    """Raises ValueError where a run has no such field: ml_collections ends in a stack trace."""
+    known = [f"config.{field}" for field in run_folder.flatten(RunConfig().to_dict())]
+    if path in known:
+        return
+    near = difflib.get_close_matches(path, known, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    section = ".".join(path.split(".")[:2])
+    fields = [field for field in known if field.startswith(f"{section}.")]
+    valid = fields or [f"config.{name}.*" for name in RunConfig().to_dict()]
+    raise ValueError(f"{path} is no field of a run.{hint} Valid: {', '.join(valid)}.")
+
+
+def leave(message: str, code: int) -> NoReturn:
+    """Prints the message on standard error, as one paragraph, and exits."""
     if os.environ.get("BERT_TF_TRACEBACK"):
-        raise  # noqa: PLE0704 - inside the except clause of run_script
-    print(message, file=sys.stderr, flush=True)
+        raise  # inside the except clause of a caller
+    lines = (line.strip() for line in message.splitlines())
+    print(" ".join(line for line in lines if line), file=sys.stderr, flush=True)
     sys.exit(code)
 
 

@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 
 import tensorflow as tf
 
+VERSION = "0.1.0"  # of this package; pyproject.toml reads it from here
+
 # The original release's "gelu" computes the tanh approximation; Hugging Face's "gelu" the exact erf
 # form. Inside this package the names mean what they say, and the readers below translate.
 ACTIVATIONS = ("gelu", "gelu_approximate", "relu", "tanh")

@@ -14,6 +14,7 @@ import tf_keras as keras
 from absl import logging
 
 from bert_tf.config import RuntimeConfig
+from bert_tf.layout import Layout, PaddedLayout, UnpaddedLayout
 
 KINDS = ("auto", "cpu", "gpu", "tpu", "multi_worker")
 POLICIES = {
@@ -40,6 +41,11 @@ class Accelerator:
     def static_shapes(self) -> bool:
         """TPUs compile one program a shape: batches come in a few fixed widths."""
         return self.kind == "tpu"
+
+    @property
+    def layout(self) -> type[Layout]:
+        """Rows of real tokens alone on CPU; XLA, on GPU and TPU, wants shapes it can know."""
+        return UnpaddedLayout if self.kind == "cpu" else PaddedLayout
 
     @property
     def compile_gradients(self) -> bool:
@@ -71,7 +77,9 @@ def connect(runtime: RuntimeConfig) -> Accelerator:
         ValueError: an unknown or absent accelerator or dtype, or replicas off the CPU.
     """
     if runtime.accelerator not in KINDS:
-        raise ValueError(f"--accelerator={runtime.accelerator!r} must be one of {', '.join(KINDS)}.")
+        raise ValueError(
+            f"--accelerator={runtime.accelerator!r} must be one of {', '.join(KINDS)}."
+        )
     if runtime.dtype != "auto" and runtime.dtype not in POLICIES:
         raise ValueError(
             f"config.runtime.dtype={runtime.dtype!r} must be auto, {', '.join(POLICIES)}."
@@ -89,8 +97,8 @@ def make_strategy(runtime: RuntimeConfig) -> tuple[str, tf.distribute.Strategy]:
     kind = find_kind() if runtime.accelerator == "auto" else runtime.accelerator
     if kind != "cpu" and runtime.replicas != 1:
         raise ValueError(
-            f"config.runtime.replicas={runtime.replicas} makes logical CPU devices; on {kind} every "
-            "device is a replica. Leave it at 1."
+            f"config.runtime.replicas={runtime.replicas} makes logical CPU devices; on {kind} "
+            "every device is a replica. Leave it at 1."
         )
     if kind == "tpu":
         return kind, connect_tpu(runtime.tpu)
@@ -187,7 +195,9 @@ def best_dtype(kind: str) -> str:
             tf.config.list_physical_devices("GPU")[0]
         )
         capability = details.get("compute_capability", (0, 0))
-        return "bfloat16" if capability >= (8, 0) else "float16" if capability >= (7, 0) else "float32"
+        return (
+            "bfloat16" if capability >= (8, 0) else "float16" if capability >= (7, 0) else "float32"
+        )
     return "bfloat16" if cpu_computes_bfloat16() else "float32"
 
 

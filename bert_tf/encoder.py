@@ -236,7 +236,7 @@ class BertEncoder(keras.layers.Layer):
         self, block: TransformerBlock, x: tf.Tensor, layout: Layout, seeds: tf.Tensor | None
     ) -> tf.Tensor:
         """One block, [R, H] to [R, H], keeping its activations or not."""
-        if not self.recompute:
+        if not self.recompute or seeds is None:
             return block(x, layout, seeds)
         return tf.recompute_grad(lambda rows: block(rows, layout, seeds))(x)
 

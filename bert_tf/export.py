@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -37,7 +36,7 @@ import tf_keras as keras
 
 from bert_tf import serving_warmup
 from bert_tf.checkpoints import assign, new_folder
-from bert_tf.config import BertConfig, write_json
+from bert_tf.config import VERSION, BertConfig, write_json
 from bert_tf.data import glue
 from bert_tf.encoder import variables_by_name
 from bert_tf.layout import UnpaddedLayout
@@ -55,7 +54,6 @@ WARMUP_FILE = f"{EXTRA_FOLDER}/tf_serving_warmup_requests"  # the name that TF S
 WARMUP_BATCH_SIZES = (1, 8)
 WARMUP_LENGTHS = (16, 64, 128, 256, 512)  # tokens; those that the run allows, and its own maximum
 
-PACKAGE = sys.modules["bert_tf"]  # its version; an import would point from here to the top
 
 Features = dict[str, tf.Tensor]
 Signature = Any  # tf.types.experimental.ConcreteFunction
@@ -315,7 +313,7 @@ def model_card(opened: OpenedRun, signatures: Mapping[str, Signature]) -> dict[s
         "weights_from": opened.weights_from,
         "run": run.to_dict(),
         "versions": {
-            "bert_tf": PACKAGE.__version__,
+            "bert_tf": VERSION,
             "tensorflow": tf.__version__,
             "tensorflow_text": tf_text.__version__,
         },

@@ -75,9 +75,7 @@ def read_pretrained(model: ModelConfig) -> Pretrained:
         strip_accents = agreed_casing(
             "strip_accents", model.strip_accents, checkpoint.strip_accents, model
         )
-        tokenizer = Tokenizer(
-            vocab_file, True if lower_case is None else lower_case, strip_accents
-        )
+        tokenizer = Tokenizer(vocab_file, True if lower_case is None else lower_case, strip_accents)
         check_vocabulary(tokenizer, config, vocab_file)
     return Pretrained(
         with_dropout(config, model), tokenizer, checkpoint.weights, model.init_checkpoint
@@ -111,8 +109,8 @@ def agreed_casing(field: str, asked: str, found: bool | None, model: ModelConfig
     if wanted is not None and found is not None and wanted != found:
         raise ValueError(
             f"config.model.{field}={asked} but {model.init_checkpoint} was trained with "
-            f"{field}={str(found).lower()}: its vocabulary would turn most words into [UNK] or lose "
-            f"their case. Leave config.model.{field} at 'auto', or choose another checkpoint."
+            f"{field}={str(found).lower()}: its vocabulary would turn most words into [UNK] or "
+            f"lose their case. Leave config.model.{field} at 'auto', or choose another checkpoint."
         )
     return found if wanted is None else wanted
 
@@ -129,8 +127,11 @@ def check_vocabulary(tokenizer: Tokenizer, config: BertConfig, vocab_file: str) 
 
 def with_dropout(config: BertConfig, model: ModelConfig) -> BertConfig:
     """The config with the run's own dropout rates, where it has some."""
-    changes = {
-        "hidden_dropout_prob": model.hidden_dropout,
-        "attention_probs_dropout_prob": model.attention_dropout,
-    }
-    return dataclasses.replace(config, **{k: rate for k, rate in changes.items() if rate >= 0.0})
+    hidden, attention = model.hidden_dropout, model.attention_dropout
+    return dataclasses.replace(
+        config,
+        hidden_dropout_prob=config.hidden_dropout_prob if hidden < 0.0 else hidden,
+        attention_probs_dropout_prob=(
+            config.attention_probs_dropout_prob if attention < 0.0 else attention
+        ),
+    )

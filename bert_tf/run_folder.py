@@ -3,7 +3,7 @@
 ```
 run.json                    the resolved RunConfig
 bert_config.json vocab.txt tokenizer_config.json labels.json
-metrics.jsonl               losses and metrics by step: the same bytes, however often the run was killed
+metrics.jsonl               losses and metrics by step; the same bytes, however often it was killed
 tensorboard/                the same and the speed, for TensorBoard
 checkpoints/step-00000500/  weights, optimizer slots and progress, to go on from
 best/step-00000500/         weights of the best evaluation, for evaluate, predict and export
@@ -103,9 +103,7 @@ def read_run(workdir: str) -> RunConfig:
     return RunConfig.from_dict(read_json(path))
 
 
-def write_step(
-    folder: str, progress: Progress, tensors: dict[str, np.ndarray], keep: int
-) -> None:
+def write_step(folder: str, progress: Progress, tensors: dict[str, np.ndarray], keep: int) -> None:
     """Writes `folder/step-N` whole or not at all, then removes all but the newest `keep`.
 
     Raises:
@@ -120,7 +118,7 @@ def write_step(
         write_json(os.path.join(temporary, "progress.json"), dataclasses.asdict(progress))
         remove_tree(target)  # left by an earlier process that was killed after this step
         tf.io.gfile.rename(temporary, target)
-    except (tf.errors.OpError, OSError) as error:
+    except (tf.errors.OpError, OSError, ValueError) as error:
         remove_tree(temporary)
         raise ValueError(
             f"step {progress.step} could not be saved in {folder}: {str(error).splitlines()[0]}. "
@@ -141,7 +139,8 @@ def step_folders(folder: str) -> list[str]:
 
 def newest_step(folder: str) -> str | None:
     """The newest complete step folder."""
-    return (step_folders(folder) or [None])[-1]
+    folders = step_folders(folder)
+    return folders[-1] if folders else None
 
 
 def read_progress(step_folder: str) -> Progress:
@@ -203,6 +202,4 @@ def copy_for_serving(source: str, target: str) -> None:
         tf.io.gfile.copy(os.path.join(newest, name), os.path.join(copied, name))
     for name in names:
         if tf.io.gfile.exists(os.path.join(source, name)):
-            tf.io.gfile.copy(
-                os.path.join(source, name), os.path.join(target, name), overwrite=True
-            )
+            tf.io.gfile.copy(os.path.join(source, name), os.path.join(target, name), overwrite=True)

@@ -41,7 +41,7 @@ def train(run: RunConfig, workdir: str, restarts: int = 1) -> dict[str, float]:
     accelerator = connect(run)
     if restarts == 1:
         return train_once(run, workdir, accelerator)
-    results = []
+    results: list[dict[str, float]] = []
     for seed in range(run.train.seed, run.train.seed + restarts):
         logging.info("Seed %d (%d of %d).", seed, len(results) + 1, restarts)
         seeded = dataclasses.replace(run, train=dataclasses.replace(run.train, seed=seed))
@@ -73,9 +73,7 @@ def train_once(
     return training.train(run, workdir, accelerator, task, pretrained)
 
 
-def keep_best(
-    workdir: str, results: list[dict[str, float]], best_metric: str
-) -> dict[str, float]:
+def keep_best(workdir: str, results: list[dict[str, float]], best_metric: str) -> dict[str, float]:
     """Writes `restarts.json` and copies the best run's files to `workdir`."""
     names = [name for name in results[0] if name not in ("seed", "step")]
     chosen = best_metric or names[0]
@@ -115,8 +113,10 @@ class Session:
         if source is None:
             return task
         # A file of the user's own has the columns of the recipe, not the layout of a GLUE folder.
-        data = dataclasses.replace(run.data, **{split: source})
-        return dataclasses.replace(task, run=dataclasses.replace(run, data=data))
+        values = run.to_dict()
+        values["data"][split] = source
+        values["task"]["glue"] = ""
+        return dataclasses.replace(task, run=RunConfig.from_dict(values))
 
 
 def open_session(workdir: str, accelerator: str | None = None) -> Session:
@@ -127,5 +127,5 @@ def open_session(workdir: str, accelerator: str | None = None) -> Session:
         run = dataclasses.replace(run, runtime=runtime)
     connected = connect(run)
     with connected.strategy.scope():
-        opened = open_run(workdir)
+        opened = open_run(workdir, connected.layout)
     return Session(opened, Evaluator(run, connected, opened.task, opened.model))

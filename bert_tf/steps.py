@@ -1,12 +1,16 @@
-"""The training step: losses -> gradients -> sum over replicas -> clip -> update, on the device."""
+"""The training step on the device, and the batches that feed it.
+
+losses -> gradients -> sum over replicas -> clip -> update
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import tensorflow as tf
 
 from bert_tf.config import RunConfig
+from bert_tf.data import batches
 from bert_tf.distribution import Accelerator
 from bert_tf.encoder import variables_by_name
 from bert_tf.optimization import Optimizer
@@ -65,7 +69,7 @@ def make_train_steps(
     # AutoGraph would rewrite the whole model's Python for nothing, which takes most of a start-up;
     # the only loops are written as tf.while_loop.
     @tf.function(autograph=False)
-    def train_steps(iterator: Iterator, count: tf.Tensor) -> dict[str, tf.Tensor]:
+    def train_steps(iterator: tf.data.Iterator, count: tf.Tensor) -> dict[str, tf.Tensor]:
         def one_more(
             done: tf.Tensor, sums: dict[str, tf.Tensor], last: dict[str, tf.Tensor]
         ) -> tuple[tf.Tensor, dict[str, tf.Tensor], dict[str, tf.Tensor]]:
@@ -121,3 +125,40 @@ def make_gradients(task: Task, model: tf.Module, accumulation: int) -> GradientF
         return loss, sums
 
     return micro_gradients if accumulation == 1 else accumulated
+
+
+class Feed:
+    """Hands out iterators over the planned batches, in the plan's order."""
+
+    def __init__(
+        self,
+        examples: batches.Examples,
+        plan: batches.TrainingPlan,
+        first_step: int,
+        accelerator: Accelerator,
+    ) -> None:
+        """With static shapes there is one iterator for each width, otherwise a single one."""
+        self.static = accelerator.static_shapes
+        self.widths = [plan[step].width for step in range(first_step, len(plan))]
+        self.position = 0
+        strategy = accelerator.strategy
+        remaining = plan[first_step:]
+        groups = batches.by_width(remaining) if self.static else {0: remaining}
+        self.iterators: dict[int, tf.data.Iterator] = {
+            width: iter(
+                strategy.experimental_distribute_dataset(
+                    batches.dataset(examples, group, self.static)
+                )
+            )
+            for width, group in groups.items()
+        }
+
+    def next(self, most: int) -> tuple[tf.data.Iterator, int]:
+        """An iterator, and for how many steps (at most `most`) it is the one to use."""
+        ahead = self.widths[self.position : self.position + most]
+        width, count = 0, len(ahead)
+        if self.static:
+            width = ahead[0]
+            count = next((i for i, other in enumerate(ahead) if other != width), len(ahead))
+        self.position += count
+        return self.iterators[width], count

@@ -16,26 +16,32 @@ import os
 import signal
 import time
 import types
-import zlib
-from collections.abc import Iterator
 
-import numpy as np
 import tensorflow as tf
-import tf_keras as keras
 from absl import logging
 
-from bert_tf import checkpoints, run_folder
+from bert_tf import run_folder
 from bert_tf.config import RunConfig
 from bert_tf.data import batches
 from bert_tf.distribution import Accelerator
 from bert_tf.encoder import variables_by_name
 from bert_tf.evaluation import Evaluator
-from bert_tf.optimization import Optimizer
 from bert_tf.pretrained import Pretrained
 from bert_tf.reporting import SUMS, Reporter
-from bert_tf.run_folder import MetricsLog, Progress
-from bert_tf.steps import make_train_steps
+from bert_tf.run_folder import MetricsLog
+from bert_tf.state import TrainingState, check_same_data, start
+from bert_tf.steps import Feed, make_train_steps
 from bert_tf.tasks.classification import ClassificationTask as Task
+
+AT_LEAST_1 = (
+    "global_batch_size",
+    "accumulation",
+    "steps_per_loop",
+    "eval_batch_size",
+    "save_every",
+    "log_every",
+    "keep_checkpoints",
+)
 
 
 class Preempted(Exception):  # noqa: N818 - not an error: everything is saved
@@ -46,20 +52,6 @@ class NonFiniteLoss(Exception):  # noqa: N818
     """The loss or the gradient is no number any more; the last good checkpoint is kept."""
 
 
-@dataclasses.dataclass
-class TrainingState:
-    """Everything that a step changes."""
-
-    model: tf.Module
-    optimizer: Optimizer
-    progress: Progress
-
-    def tensors(self) -> dict[str, np.ndarray]:
-        """Weights and slots by name, as they are saved."""
-        named = variables_by_name(self.model) | self.optimizer.saved_variables()
-        return {name: variable.numpy() for name, variable in named.items()}
-
-
 def train(
     run: RunConfig,
     workdir: str,
@@ -67,7 +59,7 @@ def train(
     task: Task,
     pretrained: Pretrained,
 ) -> dict[str, float]:
-    """Trains, evaluates and saves until the run is done; continues where an earlier process stopped.
+    """Trains, evaluates and saves to the end of the run, from where an earlier process stopped.
 
     Args:
         run: the resolved configuration.
@@ -110,10 +102,7 @@ def train(
 def check_settings(run: RunConfig, accelerator: Accelerator) -> None:
     """Raises ValueError for numbers that cannot work on these replicas."""
     train = run.train
-    for name in ("global_batch_size", "accumulation", "steps_per_loop", "eval_batch_size"):
-        if getattr(train, name) < 1:
-            raise ValueError(f"config.train.{name}={getattr(train, name)} must be at least 1.")
-    for name in ("save_every", "log_every", "keep_checkpoints"):
+    for name in AT_LEAST_1:
         if getattr(train, name) < 1:
             raise ValueError(f"config.train.{name}={getattr(train, name)} must be at least 1.")
     parts = accelerator.replicas * train.accumulation
@@ -142,61 +131,6 @@ def save_assets(workdir: str, task: Task) -> None:
     run_folder.write_json(os.path.join(workdir, "bert_config.json"), task.config.to_dict())
     task.tokenizer.save(workdir)
     task.save(workdir)
-
-
-def start(
-    run: RunConfig,
-    workdir: str,
-    accelerator: Accelerator,
-    task: Task,
-    pretrained: Pretrained,
-    total_steps: int,
-) -> TrainingState:
-    """Builds model and optimizer, and resumes, or loads pre-trained weights, or starts fresh."""
-    keras.utils.set_random_seed(run.train.seed)
-    with accelerator.strategy.scope():
-        model = task.build_model()
-        weights = variables_by_name(model)
-        optimizer = Optimizer(
-            run.optimizer,
-            weights,
-            total_steps,
-            task.config.num_hidden_layers,
-            loss_scaling=accelerator.dtype == "float16",
-        )
-    state = TrainingState(model, optimizer, Progress())
-    newest = run_folder.newest_step(os.path.join(workdir, "checkpoints"))
-    if newest:
-        saved = checkpoints.read_tensors(os.path.join(newest, "model.ckpt"))
-        checkpoints.assign(weights | optimizer.saved_variables(), saved, newest)
-        state.progress = run_folder.read_progress(newest)
-        logging.info("Resumed from %s: weights, slots, step, data position.", newest)
-    elif pretrained.weights:
-        report = checkpoints.assign(
-            weights, pretrained.weights, pretrained.source, optional=task.fresh_weights
-        )
-        logging.info(
-            "Started from the weights of %s (init_checkpoint); fresh: %s; not used: %s.",
-            pretrained.source,
-            ", ".join(report.fresh) or "none",
-            ", ".join(report.unused) or "none",
-        )
-    else:
-        logging.info("Started from random weights.")
-    return state
-
-
-def check_same_data(progress: Progress, examples: batches.Examples, workdir: str) -> None:
-    """Raises ValueError where a resumed run would go on with other data than it began with."""
-    fingerprint = zlib.crc32(examples.token_ids.tobytes())
-    for target in examples.targets.values():
-        fingerprint = zlib.crc32(np.ascontiguousarray(target).tobytes(), fingerprint)
-    if progress.step and progress.data_fingerprint != fingerprint:
-        raise ValueError(
-            f"the training data are not those that {workdir} was trained on so far; restore them, "
-            "or start a new run in another --workdir with init_checkpoint set to this one."
-        )
-    progress.data_fingerprint = fingerprint
 
 
 @dataclasses.dataclass
@@ -325,10 +259,8 @@ class Loop:
             return
         progress.best, progress.stale_evaluations = metrics | {"step": progress.step}, 0
         if self.accelerator.is_chief:
-            tensors = {
-                name: variable.numpy()
-                for name, variable in variables_by_name(self.state.model).items()
-            }
+            weights = variables_by_name(self.state.model)
+            tensors = {name: variable.numpy() for name, variable in weights.items()}
             run_folder.write_step(os.path.join(self.workdir, "best"), progress, tensors, keep=1)
 
     def has_stalled(self) -> bool:
@@ -362,40 +294,3 @@ def listen_for_sigterm(loop: Loop) -> signal.Handlers | None:
         return signal.signal(signal.SIGTERM, handle)  # type: ignore[return-value]
     except ValueError:  # not the main thread (a notebook's worker, a test): nobody to listen for
         return None
-
-
-class Feed:
-    """Hands out iterators over the planned batches, in the plan's order."""
-
-    def __init__(
-        self,
-        examples: batches.Examples,
-        plan: batches.TrainingPlan,
-        first_step: int,
-        accelerator: Accelerator,
-    ) -> None:
-        """With static shapes there is one iterator for each width, otherwise a single one."""
-        self.static = accelerator.static_shapes
-        self.widths = [plan[step].width for step in range(first_step, len(plan))]
-        self.position = 0
-        strategy = accelerator.strategy
-        remaining = plan[first_step:]
-        groups = batches.by_width(remaining) if self.static else {0: remaining}
-        self.iterators: dict[int, Iterator] = {
-            width: iter(
-                strategy.experimental_distribute_dataset(
-                    batches.dataset(examples, group, self.static)
-                )
-            )
-            for width, group in groups.items()
-        }
-
-    def next(self, most: int) -> tuple[Iterator, int]:
-        """An iterator, and for how many steps (at most `most`) it is the one to use."""
-        ahead = self.widths[self.position : self.position + most]
-        width, count = 0, len(ahead)
-        if self.static:
-            width = ahead[0]
-            count = next((i for i, other in enumerate(ahead) if other != width), len(ahead))
-        self.position += count
-        return self.iterators[width], count

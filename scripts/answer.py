@@ -17,7 +17,8 @@ import tensorflow_text  # noqa: F401 - brings the tokenizer's ops
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Answers the sentences on the command line."""
+    parser = argparse.ArgumentParser(description="Asks an exported SavedModel.")
     parser.add_argument("--saved_model", required=True, help="export folder; the newest version")
     parser.add_argument("sentences", nargs="+")
     arguments = parser.parse_args()
@@ -25,9 +26,9 @@ def main() -> None:
     newest = os.path.join(arguments.saved_model, max(versions, key=int))
     model = tf.saved_model.load(newest)
     outputs = model.signatures["serving_default"](text=tf.constant(arguments.sentences))
-    rows = zip(arguments.sentences, outputs["label"].numpy(), outputs["probabilities"].numpy())
-    for sentence, label, probabilities in rows:
-        print(f"  {label.decode():>10}  {probabilities.max():.3f}  {sentence}")
+    labels, probabilities = outputs["label"].numpy(), outputs["probabilities"].numpy()
+    for sentence, label, row in zip(arguments.sentences, labels, probabilities, strict=True):
+        print(f"  {label.decode():>10}  {row.max():.3f}  {sentence}")
 
 
 if __name__ == "__main__":

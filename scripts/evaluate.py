@@ -1,7 +1,7 @@
 """Measures a trained run on one of its splits, or on another labelled file.
 
-    python scripts/evaluate.py --workdir=runs/sst2
-    python scripts/evaluate.py --workdir=runs/sst2 --split=test --input=more_reviews.tsv
+python scripts/evaluate.py --workdir=runs/sst2
+python scripts/evaluate.py --workdir=runs/sst2 --split=test --input=more_reviews.tsv
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ ACCELERATOR = flags.DEFINE_string("accelerator", None, "auto, cpu, gpu or tpu.")
 
 
 def main(unused_argv: list[str]) -> None:
+    """Measures as the flags say."""
     session = runner.open_session(WORKDIR.value, ACCELERATOR.value)
     task = session.task_for(SPLIT.value, INPUT.value)
     examples = task.examples(SPLIT.value)

@@ -20,6 +20,7 @@ ACCELERATOR = flags.DEFINE_string("accelerator", None, "auto, cpu, gpu or tpu.")
 
 
 def main(unused_argv: list[str]) -> None:
+    """Predicts as the flags say."""
     session = runner.open_session(WORKDIR.value, ACCELERATOR.value)
     task = session.task_for(SPLIT.value, INPUT.value)
     texts = task.texts(SPLIT.value)

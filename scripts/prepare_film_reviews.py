@@ -1,7 +1,7 @@
 """Cuts the film-review sentences of vaderSentiment's source distribution into train, dev and test.
 
-    pip download --no-deps --no-binary :all: vaderSentiment==3.3.2
-    python scripts/prepare_film_reviews.py --source=vaderSentiment-3.3.2.tar.gz --output=data/film_reviews
+    pip download --no-deps --no-binary vaderSentiment vaderSentiment==3.3.2
+    python scripts/prepare_film_reviews.py --source=vaderSentiment-3.3.2.tar.gz
 
 Each sentence has the mean rating of 20 people, from -4 to 4 (Hutto and Gilbert 2014). Above 0 is
 `positive`, below 0 `negative`; the few at 0 are left out. The split is fixed: it does not depend on
@@ -27,6 +27,7 @@ SENTENCES = "movieReviewSnippets_GroundTruth.txt"
 
 
 def main(unused_argv: list[str]) -> None:
+    """Writes the three files."""
     os.makedirs(OUTPUT.value, exist_ok=True)
     splits: dict[str, list[str]] = {"train": [], "dev": [], "test": []}
     for line in read_sentences(SOURCE.value).split(b"\n"):
@@ -59,7 +60,7 @@ def member(archive: tarfile.TarFile, name: str) -> bytes:
     for entry in archive.getmembers():
         if os.path.basename(entry.name) == name and entry.isfile():
             return archive.extractfile(entry).read()  # type: ignore[union-attr]
-    raise ValueError(f"{archive.name or 'the archive'} holds no {name}; is it version 3.3.2?")
+    raise ValueError(f"{archive.name!r} holds no {name}; is it version 3.3.2?")
 
 
 def decode(line: bytes) -> str:

@@ -8,7 +8,6 @@ Any field of the recipe can be overridden: --config.optimizer.learning_rate=3e-5
 
 from __future__ import annotations
 
-import tensorflow as tf
 from absl import flags
 
 from bert_tf import command_line, runner
@@ -22,6 +21,7 @@ flags.mark_flag_as_required("config")
 
 
 def main(unused_argv: list[str]) -> None:
+    """Trains as the flags say."""
     config = CONFIG.value
     for flag in (ACCELERATOR, TPU):
         if flag.value is not None:

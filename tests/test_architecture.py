@@ -47,6 +47,7 @@ LAYERS = {
     "restore": 4,
     "runner": 4,
     "serving_warmup": 4,
+    "state": 4,
     "steps": 4,
     "training": 4,
     "bert_tf": 5,  # bert_tf/__init__.py: the names that users import

@@ -178,7 +178,7 @@ def find_file(task: GlueTask, data_dir: str, split: str) -> str:
 
 
 def write_submission(
-    path: str, ids: Sequence[str] | None, predicted_labels: Sequence[str | float]
+    path: str, ids: Sequence[str] | None, predicted_labels: Sequence[str | float | list[str]]
 ) -> None:
     """Writes the predictions of a test split as the GLUE server wants them.
 
@@ -201,10 +201,10 @@ def write_submission(
     tf.io.gfile.rename(temporary, path, overwrite=True)
 
 
-def official(path: str, label: str | float) -> str:
+def official(path: str, label: str | float | list[str]) -> str:
     """A prediction as the GLUE server reads it."""
-    if isinstance(label, str):
-        return label
+    if isinstance(label, str | list):  # GLUE has no multi-label task
+        return str(label)
     if not np.isfinite(label):
         raise ValueError(f"{path}: the score {label} is not a finite number.")
     return f"{min(max(float(label), 0.0), 5.0):.3f}"

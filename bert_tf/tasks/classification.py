@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -129,7 +129,9 @@ class ClassificationTask:
         targets = {} if texts.labels is None else {"label": self.labels.encode(texts)}
         return batches.tokenize(self.tokenizer, texts, self.run.data.max_seq_length, targets)
 
-    def losses(self, model: Classifier, batch: Mapping[str, tf.Tensor], seed: tf.Tensor) -> tf.Tensor:
+    def losses(
+        self, model: Classifier, batch: Mapping[str, tf.Tensor], seed: tf.Tensor
+    ) -> tf.Tensor:
         """Loss of each example, float32 [B]; `seed` int32 [2] drives dropout."""
         logits = model(batch, training=True, seed=seed)  # [B, C]
         return self.example_losses(logits, batch["label"])
@@ -188,7 +190,7 @@ class ClassificationTask:
     def write_predictions(
         self, folder: str, texts: text.TextExamples, outputs: Mapping[str, np.ndarray]
     ) -> list[str]:
-        """Writes `predictions.jsonl`, and for a GLUE task its submission file; returns the paths."""
+        """Writes `predictions.jsonl`, and for GLUE its submission file; returns the paths."""
         tf.io.gfile.makedirs(folder)
         names = self.labels.names or ("score",)
         answers = self.answers(outputs["probabilities"])
@@ -203,12 +205,11 @@ class ClassificationTask:
         tf.io.gfile.rename(path + ".tmp", path, overwrite=True)
         if not self.run.task.glue:
             return [path]
-        submission = os.path.join(folder, glue.GLUE[self.run.task.glue].submission)
-        ids = texts.ids or [str(number) for number in range(len(texts))]
-        glue.write_submission(submission, ids, answers)
+        submission = os.path.join(folder, glue.GLUE[self.run.task.glue].submissions["test"])
+        glue.write_submission(submission, texts.ids, answers)
         return [path, submission]
 
-    def answers(self, probabilities: np.ndarray) -> list[str] | list[list[str]] | list[float]:
+    def answers(self, probabilities: np.ndarray) -> Sequence[str | float | list[str]]:
         """Label names, lists of label names (multi-label), or scores: one for each example."""
         decisions = self.decisions(probabilities)
         if self.labels.kind == "regression":

@@ -151,7 +151,8 @@ def load_model(weights: Path, outputs: int, device: str) -> torch.nn.Module:
 
 def make_optimizer(model: torch.nn.Module) -> torch.optim.AdamW:
     """Returns bias-corrected AdamW that decays all but biases and LayerNorm parameters."""
-    decayed, others = [], []
+    decayed: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
         (others if name.endswith("bias") or "LayerNorm" in name else decayed).append(parameter)
     groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]

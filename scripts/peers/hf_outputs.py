@@ -190,8 +190,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("tests/goldens/hf"))
     flags = parser.parse_args()
     flags.output.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(flags.output / "minilm.npz", **minilm_arrays(flags.weights))
-    np.savez_compressed(flags.output / "tiny.npz", **tiny_arrays(flags.output))
+    np.savez_compressed(flags.output / "minilm.npz", **minilm_arrays(flags.weights))  # type: ignore[arg-type]
+    np.savez_compressed(flags.output / "tiny.npz", **tiny_arrays(flags.output))  # type: ignore[arg-type]
     print(f"torch {torch.__version__}, transformers {transformers.__version__}")
 
 
