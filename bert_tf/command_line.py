@@ -77,7 +77,9 @@ def parse_flags(arguments: list[str]) -> list[str]:
 def check_recipe(path: str) -> None:
     """Raises ValueError where the recipe is no file."""
     if not os.path.isfile(path.partition(":")[0]):
-        raise ValueError(f"--config={path} is not a file; name a recipe, such as those in configs/.")
+        raise ValueError(
+            f"--config={path} is not a file; name a recipe, such as those in configs/."
+        )
 
 
 def check_field(path: str) -> None:

@@ -66,9 +66,15 @@ def prepare(workdir: str, run: RunConfig) -> None:
         tf.io.gfile.remove(os.path.join(workdir, ".writable.json"))
     except (tf.errors.OpError, OSError) as error:
         raise ValueError(f"--workdir={workdir} cannot be written: {error}") from None
-    if tf.io.gfile.exists(path):
+    # A run that stopped before it saved anything, at bad input for example, is no run to protect.
+    if tf.io.gfile.exists(path) and has_saved(workdir):
         check_same_run(path, run)
     write_json(path, run.to_dict())
+
+
+def has_saved(workdir: str) -> bool:
+    """Whether weights of any step are there."""
+    return any(step_folders(os.path.join(workdir, part)) for part in ("checkpoints", "best"))
 
 
 def check_same_run(path: str, run: RunConfig) -> None:
