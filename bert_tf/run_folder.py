@@ -65,7 +65,11 @@ def prepare(workdir: str, run: RunConfig) -> None:
         write_json(os.path.join(workdir, ".writable.json"), {})
         tf.io.gfile.remove(os.path.join(workdir, ".writable.json"))
     except (tf.errors.OpError, OSError) as error:
-        raise ValueError(f"--workdir={workdir} cannot be written: {error}") from None
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"--workdir={workdir} cannot be written ({reason}); choose a folder on a disk with "
+            "space, where you may write."
+        ) from None
     # A run that stopped before it saved anything, at bad input for example, is no run to protect.
     if tf.io.gfile.exists(path) and has_saved(workdir):
         check_same_run(path, run)
