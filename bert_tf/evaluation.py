@@ -25,7 +25,7 @@ class Evaluator:
         self.run = run
         self.accelerator = accelerator
 
-        @tf.function(autograph=False)
+        @tf.function(autograph=False, reduce_retracing=True)
         def predict_batch(batch: Features) -> dict[str, tf.Tensor]:
             return accelerator.strategy.run(
                 lambda part: task.predict(model, part) | {"example": part["example"]}, args=(batch,)

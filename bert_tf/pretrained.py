@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+from absl import logging
 
 from bert_tf import checkpoints
 from bert_tf.config import BertConfig, ModelConfig
@@ -56,6 +57,11 @@ def read_pretrained(model: ModelConfig) -> Pretrained:
     Raises:
         ValueError: a file is missing, or casing, vocabulary and config do not fit together.
     """
+    for field in ("lower_case", "strip_accents"):
+        if getattr(model, field) not in SWITCH:
+            raise ValueError(
+                f"config.model.{field}={getattr(model, field)!r} must be 'auto', 'true' or 'false'."
+            )
     if not model.init_checkpoint:
         return random_start(model)
     checkpoint = checkpoints.read_checkpoint(model.init_checkpoint)
@@ -75,7 +81,13 @@ def read_pretrained(model: ModelConfig) -> Pretrained:
         strip_accents = agreed_casing(
             "strip_accents", model.strip_accents, checkpoint.strip_accents, model
         )
-        tokenizer = Tokenizer(vocab_file, True if lower_case is None else lower_case, strip_accents)
+        if lower_case is None:
+            logging.warning(
+                "%s does not say whether its vocabulary is lower-cased: taken as lower-cased. For "
+                "a cased model set config.model.lower_case=false, or most words become [UNK].",
+                model.init_checkpoint,
+            )
+        tokenizer = Tokenizer(vocab_file, lower_case is not False, strip_accents)
         check_vocabulary(tokenizer, config, vocab_file)
     return Pretrained(
         with_dropout(config, model), tokenizer, checkpoint.weights, model.init_checkpoint
@@ -103,8 +115,6 @@ def random_start(model: ModelConfig) -> Pretrained:
 
 def agreed_casing(field: str, asked: str, found: bool | None, model: ModelConfig) -> bool | None:
     """The casing to use; raises ValueError where a run asks for another than the checkpoint's."""
-    if asked not in SWITCH:
-        raise ValueError(f"config.model.{field}={asked!r} must be 'auto', 'true' or 'false'.")
     wanted = SWITCH[asked]
     if wanted is not None and found is not None and wanted != found:
         raise ValueError(

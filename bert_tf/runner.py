@@ -77,7 +77,9 @@ def keep_best(workdir: str, results: list[dict[str, float]], best_metric: str) -
     """Writes `restarts.json` and copies the best run's files to `workdir`."""
     names = [name for name in results[0] if name not in ("seed", "step")]
     chosen = best_metric or names[0]
-    best = max(results, key=lambda result: result[chosen])
+    best = results[0]
+    for result in results[1:]:
+        best = result if training.is_better(chosen, result, best) else best
     summary = {name: mean_and_deviation([result[name] for result in results]) for name in names}
     for name, (mean, deviation) in summary.items():
         logging.info("%s %.4f +- %.4f over %d seeds", name, mean, deviation, len(results))

@@ -77,8 +77,10 @@ def train(
         NonFiniteLoss: the loss is no number any more.
     """
     check_settings(run, accelerator)
-    run_folder.prepare(workdir, run)
-    save_assets(workdir, task)
+    chosen = check_metric(run, task)
+    if accelerator.is_chief:
+        run_folder.prepare(workdir, run)
+        save_assets(workdir, task)
     train_examples, dev_examples = task.examples("train"), task.examples("dev")
     total_steps = count_steps(run, len(train_examples))
     logging.info(
@@ -91,8 +93,8 @@ def train(
     )
     state = start(run, workdir, accelerator, task, pretrained, total_steps)
     check_same_data(state.progress, train_examples, workdir)
-    loop = Loop(run, workdir, accelerator, task, state, total_steps, dev_examples)
-    if state.progress.step >= total_steps:
+    loop = Loop(run, workdir, accelerator, task, state, total_steps, dev_examples, chosen)
+    if state.progress.step >= total_steps or loop.has_stalled():
         logging.info("Nothing left to train: %s is at step %d.", workdir, state.progress.step)
     else:
         loop.run_from(train_examples)
@@ -120,6 +122,23 @@ def check_settings(run: RunConfig, accelerator: Accelerator) -> None:
         raise ValueError("config.train.epochs must be above 0 and config.train.steps at least 0.")
 
 
+def check_metric(run: RunConfig, task: Task) -> str:
+    """The metric that chooses the best weights; raises ValueError where it is not measured."""
+    measured = (*task.metric_names, "loss")
+    chosen = run.train.best_metric or measured[0]
+    if chosen not in measured:
+        raise ValueError(
+            f"config.train.best_metric={chosen!r} is not measured; choose {', '.join(measured)}."
+        )
+    return chosen
+
+
+def is_better(chosen: str, metrics: dict[str, float], than: dict[str, float]) -> bool:
+    """Whether `metrics` beat `than`: higher is better, but for losses."""
+    sign = -1.0 if chosen == "loss" else 1.0
+    return sign * metrics[chosen] > sign * than[chosen]
+
+
 def count_steps(run: RunConfig, num_examples: int) -> int:
     """Steps of the whole run."""
     per_epoch = batches.steps_per_epoch(num_examples, run.train.global_batch_size)
@@ -144,6 +163,7 @@ class Loop:
     state: TrainingState
     total_steps: int
     dev_examples: batches.Examples
+    chosen: str  # the metric that decides which weights are the best
 
     def __post_init__(self) -> None:
         """Compiles nothing yet: functions are traced at their first call."""
@@ -240,14 +260,7 @@ class Loop:
         scalars = {f"eval/{name}": value for name, value in metrics.items()}
         self.write(scalars)
         self.reporter.scalars(progress.step, scalars)
-        chosen = self.run.train.best_metric or self.task.metric_names[0]
-        if chosen not in metrics:
-            raise ValueError(
-                f"config.train.best_metric={chosen!r} is not measured; choose {', '.join(metrics)}."
-            )
-        # Lower is better for a loss; a metric that is worse or equal is not the best.
-        sign = -1.0 if chosen in ("loss", "mean_squared_error") else 1.0
-        is_best = not progress.best or sign * metrics[chosen] > sign * progress.best[chosen]
+        is_best = not progress.best or is_better(self.chosen, metrics, progress.best)
         logging.info(
             "eval at step %d: %s%s",
             progress.step,

@@ -29,6 +29,6 @@ def get_config() -> ConfigDict:
                 max_seq_length=64,
             ),
             optimizer=OptimizerConfig(learning_rate=5e-5),
-            train=TrainConfig(global_batch_size=32, epochs=2.0, eval_every=142, log_every=20),
+            train=TrainConfig(global_batch_size=32, epochs=2.0, eval_every=264, log_every=20),
         )
     )

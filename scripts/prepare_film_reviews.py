@@ -11,6 +11,7 @@ a seed, a version or the order of the file.
 from __future__ import annotations
 
 import hashlib
+import html
 import io
 import json
 import os
@@ -34,7 +35,9 @@ def main(unused_argv: list[str]) -> None:
         fields = decode(line).rstrip("\r").split("\t", 2)
         if len(fields) == 3 and float(fields[1]) != 0.0:
             label = "positive" if float(fields[1]) > 0.0 else "negative"
-            example = json.dumps({"text": fields[2].strip(), "label": label}, ensure_ascii=False)
+            example = json.dumps(
+                {"text": html.unescape(fields[2]).strip(), "label": label}, ensure_ascii=False
+            )
             splits[split_of(fields[0])].append(example + "\n")
     for name, lines in splits.items():
         path = os.path.join(OUTPUT.value, f"{name}.jsonl")
