@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from typing import Any
 
 import tensorflow as tf
 import tf_keras as keras
@@ -111,11 +112,26 @@ def make_strategy(runtime: RuntimeConfig) -> tuple[str, tf.distribute.Strategy]:
 
 def find_kind() -> str:
     """What `auto` means here: several workers, TPU, GPU, else CPU."""
-    if "worker" in json.loads(os.environ.get("TF_CONFIG", "{}")).get("cluster", {}):
+    if "worker" in read_tf_config().get("cluster", {}):
         return "multi_worker"
     if os.environ.get("TPU_NAME") or os.path.exists("/dev/accel0") or os.path.exists("/dev/vfio/0"):
         return "tpu"
     return "gpu" if tf.config.list_physical_devices("GPU") else "cpu"
+
+
+def read_tf_config() -> dict[str, Any]:
+    """The description of a cluster; empty where there is none."""
+    value = os.environ.get("TF_CONFIG") or "{}"
+    try:
+        described = json.loads(value)
+    except json.JSONDecodeError:
+        described = None
+    if not isinstance(described, dict):
+        raise ValueError(
+            f"The environment variable TF_CONFIG={value!r} is not a JSON object; describe cluster "
+            "and task in it, or unset it."
+        )
+    return described
 
 
 def connect_tpu(name: str) -> tf.distribute.Strategy:
@@ -139,7 +155,7 @@ def connect_tpu(name: str) -> tf.distribute.Strategy:
 
 def connect_workers() -> tuple[str, tf.distribute.Strategy]:
     """The strategy of several machines, as `TF_CONFIG` describes them."""
-    if not os.environ.get("TF_CONFIG"):
+    if not {"cluster", "task"} <= read_tf_config().keys():
         raise ValueError(
             "--accelerator=multi_worker needs the environment variable TF_CONFIG (cluster and "
             "task), set on every machine before the script starts."

@@ -112,8 +112,15 @@ def test_a_cluster_that_is_no_json_is_refused(
     monkeypatch: pytest.MonkeyPatch, kind: str, value: str
 ) -> None:
     monkeypatch.setenv("TF_CONFIG", value)
-    with pytest.raises(ValueError, match=r"variable TF_CONFIG.*JSON object.*cluster and task"):
+    with pytest.raises(ValueError, match=r"TF_CONFIG='.*JSON object; describe cluster and task"):
         connect(RuntimeConfig(accelerator=kind))
+
+
+@pytest.mark.parametrize("value", ["", "{}", '{"cluster": {"worker": ["a:1"]}}'])
+def test_workers_need_cluster_and_task(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("TF_CONFIG", value)
+    with pytest.raises(ValueError, match=r"needs the environment variable TF_CONFIG \(cluster and"):
+        connect(RuntimeConfig(accelerator="multi_worker"))
 
 
 def test_a_tpu_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,7 +104,7 @@ def test_a_run(tmp_path: pathlib.Path) -> None:
         np.testing.assert_array_equal(value, saved[name], err_msg=name)
 
 
-# -------------------------------------------------------------------------------- what may be absent
+# ------------------------------------------------------------------------------- what may be absent
 
 
 def copy_of(source: pathlib.Path, target: pathlib.Path) -> pathlib.Path:
