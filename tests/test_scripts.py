@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from absl import flags, logging
 
-from bert_tf import run_folder, tensor_bundles
+from bert_tf import run_folder, runner, tensor_bundles
 from bert_tf.config import RunConfig
 from tests.tiny_run import tiny_run
 
@@ -148,6 +148,22 @@ def test_restarts_keep_the_best(trained: Trained) -> None:
     assert saved["optimizer"]["learning_rate"] == 3e-3
 
 
+@pytest.mark.parametrize(("best_metric", "seed"), [("", 4), ("accuracy", 4), ("loss", 3)])
+def test_lower_is_better_for_a_loss(tmp_path: pathlib.Path, best_metric: str, seed: int) -> None:
+    results: list[dict[str, float]] = [
+        {"seed": 3, "accuracy": 0.5, "loss": 0.1, "step": 2},
+        {"seed": 4, "accuracy": 0.9, "loss": 0.7, "step": 2},
+    ]
+    for number in (3, 4):
+        weights = {"number": np.float32(number)}
+        folder = str(tmp_path / f"seed-{number}/best")
+        run_folder.write_step(folder, run_folder.Progress(step=2), weights, keep=1)
+    assert runner.keep_best(str(tmp_path), results, best_metric)["seed"] == seed
+    assert json.loads((tmp_path / "restarts.json").read_text())["best_seed"] == seed
+    copied = tensor_bundles.read_tensors(str(tmp_path / "best/step-00000002/model.ckpt"))
+    assert copied["number"] == seed
+
+
 def test_evaluate_measures_what_training_measured(trained: Trained) -> None:
     outcome = ok(run_script("evaluate", trained.flag()))
     measured = json.loads((trained.workdir / "eval_dev.json").read_text())
@@ -249,6 +265,15 @@ def test_the_submission_is_what_the_glue_server_reads(glue_run: Trained) -> None
     assert set(labels) <= {"0", "1"}
 
 
+def test_a_file_of_ones_own_is_no_submission(glue_run: Trained) -> None:
+    """It has the columns of the recipe, not those of a GLUE folder."""
+    source, output = glue_run.folder / "mine.jsonl", glue_run.folder / "mine"
+    source.write_text('{"text": "the red book"}\n{"text": "the old cat"}\n')
+    ok(run_script("predict", glue_run.flag(), f"--output={output}", f"--input={source}"))
+    assert [path.name for path in output.iterdir()] == ["predictions.jsonl"]
+    assert len(read_lines(output / "predictions.jsonl")) == 2
+
+
 # ------------------------------------------------------------------------------------ as processes
 
 
@@ -271,7 +296,7 @@ def finish(name: str, *arguments: str) -> Outcome:
 
 def slow_recipe(folder: pathlib.Path) -> str:
     """Many short steps, saved often, so that a signal finds every kind of moment."""
-    train = {"steps": 120, "steps_per_loop": 2, "save_every": 6, "log_every": 4, "eval_every": 10}
+    train = {"steps": 60, "steps_per_loop": 2, "save_every": 6, "log_every": 4, "eval_every": 10}
     return write_recipe(folder, tiny_run(folder, train=train, runtime=HERE))
 
 
@@ -298,11 +323,25 @@ def assert_same_results(one: pathlib.Path, other: pathlib.Path) -> None:
     assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
 
 
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    """A run that nobody stopped."""
+
+    recipe: str
+    workdir: pathlib.Path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    folder = tmp_path_factory.mktemp("processes")
+    recipe = slow_recipe(folder)
+    ok(finish("train", recipe, f"--workdir={folder / 'whole'}"))
+    return Whole(recipe, folder / "whole")
+
+
 @pytest.mark.slow
-def test_killed_twice_it_ends_with_the_same_bits(tmp_path: pathlib.Path) -> None:
-    flag = slow_recipe(tmp_path)
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert finish("train", flag, f"--workdir={whole}").code == 0
+def test_killed_twice_it_ends_with_the_same_bits(whole: Whole, tmp_path: pathlib.Path) -> None:
+    flag, killed = whole.recipe, tmp_path / "killed"
     seed = random.SystemRandom().randrange(1 << 30)
     moments = random.Random(seed)
     for _ in range(2):
@@ -312,16 +351,14 @@ def test_killed_twice_it_ends_with_the_same_bits(tmp_path: pathlib.Path) -> None
         process.kill()
         process.communicate()
         assert process.returncode == -signal.SIGKILL, f"it was too fast for seed {seed}"
-    assert finish("train", flag, f"--workdir={killed}").code == 0
-    assert_same_results(whole, killed)
+    ok(finish("train", flag, f"--workdir={killed}"))
+    assert_same_results(whole.workdir, killed)
     assert not list(killed.rglob("*.tmp*")), f"left behind with seed {seed}"
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_the_same_command_goes_on(tmp_path: pathlib.Path) -> None:
-    flag = slow_recipe(tmp_path)
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    assert finish("train", flag, f"--workdir={whole}").code == 0
+def test_sigterm_saves_and_the_same_command_goes_on(whole: Whole, tmp_path: pathlib.Path) -> None:
+    flag, stopped = whole.recipe, tmp_path / "stopped"
     process = start("train", flag, f"--workdir={stopped}")
     wait_for_step(process, stopped)
     process.terminate()
@@ -330,10 +367,9 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path: pathlib.Path) -> N
     assert "SIGTERM: saved at step" in stderr
     assert "the same command goes on from there" in stderr
     assert "Traceback" not in stderr
-    outcome = finish("train", flag, f"--workdir={stopped}")
-    assert outcome.code == 0
+    outcome = ok(finish("train", flag, f"--workdir={stopped}"))
     assert "Resumed from" in outcome.stderr
-    assert_same_results(whole, stopped)
+    assert_same_results(whole.workdir, stopped)
 
 
 @pytest.mark.slow
