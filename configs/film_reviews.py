@@ -28,7 +28,8 @@ def get_config() -> ConfigDict:
                 test="data/film_reviews/test.jsonl",
                 max_seq_length=64,
             ),
-            optimizer=OptimizerConfig(learning_rate=5e-5),
-            train=TrainConfig(global_batch_size=32, epochs=2.0, eval_every=264, log_every=20),
+            # 1.3 epochs at 1e-4 take a laptop under six minutes; two epochs give a point more.
+            optimizer=OptimizerConfig(learning_rate=1e-4),
+            train=TrainConfig(global_batch_size=32, epochs=1.3, log_every=20),
         )
     )

@@ -67,7 +67,8 @@ What next?
   your own sentences    .venv/bin/python scripts/answer.py --saved_model=$run/export "..."
   your own data         .venv/bin/python scripts/train.py --config=configs/film_reviews.py \\
                           --workdir=runs/mine --config.model.init_checkpoint=$weights \\
-                          --config.data.train=train.jsonl --config.data.dev=dev.jsonl
+                          --config.data.train=train.jsonl --config.data.dev=dev.jsonl \\
+                          --config.data.test=""
   label a whole file    .venv/bin/python scripts/predict.py --workdir=$run \\
                           --input=$reviews/test.jsonl --output=predictions
   TF Serving            docker run --rm -p 8501:8501 -v "\$PWD/$run/export:/models/reviews" \\
