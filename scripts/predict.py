@@ -8,6 +8,8 @@ The input has the columns of the training file; a label column may be absent.
 
 from __future__ import annotations
 
+import dataclasses
+
 from absl import flags
 
 from bert_tf import command_line, runner
@@ -24,7 +26,9 @@ def main(unused_argv: list[str]) -> None:
     session = runner.open_session(WORKDIR.value, ACCELERATOR.value)
     task = session.task_for(SPLIT.value, INPUT.value)
     texts = task.texts(SPLIT.value)
-    outputs = session.evaluator.predict(task.tokenize(texts))
+    # Labels that the file may have are not needed, and need not be ones that the model knows.
+    unlabelled = dataclasses.replace(texts, labels=None)
+    outputs = session.evaluator.predict(task.tokenize(unlabelled))
     for path in task.write_predictions(OUTPUT.value, texts, outputs):
         print(f"{len(texts):,} predictions in {path}")
 

@@ -79,7 +79,16 @@ def split_run(folder: pathlib.Path, optimizer: str, accumulation: int) -> run_fo
 
 @pytest.mark.parametrize(
     ("optimizer", "replicas", "accumulation"),
-    [("sgd", 1, 2), ("sgd", 1, 4), ("sgd", 2, 1), ("sgd", 4, 1), ("adamw", 2, 2), ("adamw", 4, 1)],
+    [
+        ("sgd", 1, 4),
+        ("sgd", 2, 2),
+        ("adamw", 2, 1),
+        # Each replica is traced again, so the others wait for a run with time.
+        pytest.param("sgd", 1, 2, marks=pytest.mark.slow),
+        pytest.param("sgd", 4, 1, marks=pytest.mark.slow),
+        pytest.param("adamw", 2, 2, marks=pytest.mark.slow),
+        pytest.param("adamw", 4, 1, marks=pytest.mark.slow),
+    ],
 )
 def test_replicas_and_accumulation_give_the_same_update(
     tmp_path: pathlib.Path,
@@ -98,7 +107,10 @@ def test_replicas_and_accumulation_give_the_same_update(
             np.testing.assert_allclose(tensors[name], value, atol=1e-6, err_msg=name)
 
 
-@pytest.mark.parametrize("died_at", [3, 5, 8, 10])
+@pytest.mark.parametrize(
+    "died_at",
+    [5, 8, pytest.param(3, marks=pytest.mark.slow), pytest.param(10, marks=pytest.mark.slow)],
+)
 def test_a_resumed_run_ends_with_the_same_bits(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, died_at: int
 ) -> None:
