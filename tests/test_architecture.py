@@ -66,7 +66,6 @@ MODULES = {
     "tensorflow-datasets": "tensorflow_datasets",
     "tensorflow-text": "tensorflow_text",
     "tf_keras": "tf_keras",
-    "tqdm": "tqdm",
     "protobuf": "google",  # comes with every build of TensorFlow, whose files are its messages
 }
 

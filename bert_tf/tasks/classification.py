@@ -227,7 +227,7 @@ def read_split(run: RunConfig, split: str) -> text.TextExamples:
     source = getattr(data, split)
     if not source:
         raise ValueError(f"config.data.{split} is empty: name a file or `tfds:NAME/SPLIT`.")
-    columns = text.Columns(data.text_a, data.text_b, data.label, header=data.header)
+    columns = text.columns_of(data)
     return text.read_examples(source, columns, data.data_dir, require_labels=split != "test")
 
 
@@ -247,4 +247,7 @@ def check_settings(run: RunConfig, config: BertConfig) -> None:
             "with a longer table."
         )
     if length < 3 + bool(run.data.text_b):
-        raise ValueError(f"config.data.max_seq_length={length} leaves no room for text.")
+        raise ValueError(
+            f"config.data.max_seq_length={length} leaves no room for text beside [CLS] and [SEP]; "
+            "128 is usual."
+        )
