@@ -195,6 +195,8 @@ class Loop:
             while self.state.progress.step < self.total_steps:
                 self.advance(feed)
                 if self.has_stalled():
+                    patience = self.run.train.early_stopping
+                    logging.info("Early stopping: %d evaluations without a better one.", patience)
                     break
         finally:
             if previous is not None:
@@ -279,10 +281,7 @@ class Loop:
     def has_stalled(self) -> bool:
         """Whether early stopping has come."""
         patience = self.run.train.early_stopping
-        stalled = bool(patience) and self.state.progress.stale_evaluations >= patience
-        if stalled:
-            logging.info("Early stopping: %d evaluations without a better metric.", patience)
-        return stalled
+        return bool(patience) and self.state.progress.stale_evaluations >= patience
 
     def save(self) -> None:
         """Saves everything that a later process needs to go on from here."""
