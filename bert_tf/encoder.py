@@ -2,7 +2,8 @@
 
 Every layer carries the name that the original release gave it, so that its weights are found in any
 checkpoint by name. The blocks work on rows [R, H]; see `layout.py`.
-Legend: B batch, S sequence, R rows, H hidden, N heads, D head size, F feed-forward, L layers.
+Legend: B batch, S sequence, R rows, Q rows that are asked for (R, or B where [CLS] alone is),
+H hidden, N heads, D head size, F feed-forward, L layers.
 """
 
 from __future__ import annotations
@@ -106,17 +107,25 @@ class SelfAttention(keras.layers.Layer):
         self.key = Linear(size, size, config, name=f"{name}/key")
         self.value = Linear(size, size, config, name=f"{name}/value")
 
-    def call(self, x: tf.Tensor, layout: Layout, seed: tf.Tensor | None) -> tf.Tensor:
+    def call(
+        self,
+        asking: tf.Tensor,
+        asking_layout: Layout,
+        x: tf.Tensor,
+        layout: Layout,
+        seed: tf.Tensor | None,
+    ) -> tf.Tensor:
+        """What the rows `asking` [Q, H] gather from the rows `x` [R, H]: [Q, H]."""
         num_heads = self.config.num_attention_heads
         attended = kernels.attention(
-            split_heads(layout, self.query(x), num_heads),  # [B, N, S, D]
-            split_heads(layout, self.key(x), num_heads),
+            split_heads(asking_layout, self.query(asking), num_heads),  # [B, N, S or 1, D]
+            split_heads(layout, self.key(x), num_heads),  # [B, N, S, D]
             split_heads(layout, self.value(x), num_heads),
             layout.attention_bias,
             self.config.attention_probs_dropout_prob,
             seed,
         )
-        return merge_heads(layout, attended)  # [R, H]
+        return merge_heads(asking_layout, attended)  # [Q, H]
 
 
 class TransformerBlock(keras.layers.Layer):
@@ -133,14 +142,22 @@ class TransformerBlock(keras.layers.Layer):
         self.output_dense = Linear(inner, hidden, config, name=f"{name}/output/dense")
         self.output_norm = LayerNorm(config, name=f"{name}/output/LayerNorm")
 
-    def call(self, x: tf.Tensor, layout: Layout, seeds: tf.Tensor | None) -> tf.Tensor:
+    def call(
+        self, x: tf.Tensor, layout: Layout, seeds: tf.Tensor | None, cls_only: bool = False
+    ) -> tf.Tensor:
+        """Rows [R, H] to rows [R, H], or to those of the first positions alone: [B, H]."""
+        asking, asking_layout = x, layout
+        if cls_only:
+            grid = layout.to_grid(x)  # [B, S, H]
+            asking, asking_layout = grid[:, 0], PaddedLayout(tf.ones_like(grid[:, :1, 0], tf.int32))
         first, second, third = (None,) * 3 if seeds is None else tf.unstack(seeds, num=3)
         rate = self.config.hidden_dropout_prob
-        attended = self.attention_output(self.attention(x, layout, first))  # [R, H]
-        x = self.attention_norm(x + kernels.dropout(attended, rate, second))  # [R, H]
+        attended = self.attention(asking, asking_layout, x, layout, first)  # [Q, H]
+        attended = kernels.dropout(self.attention_output(attended), rate, second)  # [Q, H]
+        asking = self.attention_norm(asking + attended)  # [Q, H]
         activation = kernels.ACTIVATIONS[self.config.hidden_act]
-        inner = activation(self.intermediate(x))  # [R, F]
-        return self.output_norm(x + kernels.dropout(self.output_dense(inner), rate, third))
+        inner = activation(self.intermediate(asking))  # [Q, F]
+        return self.output_norm(asking + kernels.dropout(self.output_dense(inner), rate, third))
 
 
 class BertEncoder(keras.layers.Layer):
@@ -188,6 +205,7 @@ class BertEncoder(keras.layers.Layer):
         mask: tf.Tensor | None = None,
         training: bool = False,
         seed: tf.Tensor | None = None,
+        cls_only: bool = False,
     ) -> EncoderOutput:
         """Encodes a batch.
 
@@ -197,6 +215,8 @@ class BertEncoder(keras.layers.Layer):
             mask: int or bool [B, S], 1 for real tokens, 0 for padding; None is all 1.
             training: whether dropout is applied.
             seed: int32 [2] of that dropout, for a step that can be repeated; None draws one.
+            cls_only: compute the last layer at the first position alone, for heads that read
+                `pooled` and no more: `sequence` is then [B, 1, H]. Saves 5/6 of that layer.
 
         Raises:
             ValueError: S is beyond the position table.
@@ -214,11 +234,13 @@ class BertEncoder(keras.layers.Layer):
             layout,
             None if seeds is None else seeds[-1],
         )
-        outputs = [x]  # L + 1 times [R, H]
+        grids = [layout.to_grid(x)]  # L + 1 times [B, S, H]
         for index, block in enumerate(self.blocks):
             block_seeds = None if seeds is None else seeds[3 * index : 3 * index + 3]
-            outputs.append(self.run_block(block, outputs[-1], layout, block_seeds))
-        embeddings, *layers = [layout.to_grid(rows) for rows in outputs]  # [B, S, H]
+            at_cls = cls_only and block is self.blocks[-1]
+            x = self.run_block(block, x, layout, block_seeds, at_cls)  # [R, H], or [B, H] at [CLS]
+            grids.append(x[:, tf.newaxis] if at_cls else layout.to_grid(x))
+        embeddings, *layers = grids
         sequence = layers[-1] if layers else embeddings
         pooled = tf.tanh(self.pooler(sequence[:, 0]))  # [B, H]
         return EncoderOutput(sequence, pooled, tuple(layers), embeddings)
@@ -233,12 +255,17 @@ class BertEncoder(keras.layers.Layer):
         return tf.random.split(seed, num=3 * len(self.blocks) + 1)
 
     def run_block(
-        self, block: TransformerBlock, x: tf.Tensor, layout: Layout, seeds: tf.Tensor | None
+        self,
+        block: TransformerBlock,
+        x: tf.Tensor,
+        layout: Layout,
+        seeds: tf.Tensor | None,
+        cls_only: bool,
     ) -> tf.Tensor:
-        """One block, [R, H] to [R, H], keeping its activations or not."""
+        """One block, keeping its activations or not."""
         if not self.recompute or seeds is None:
-            return block(x, layout, seeds)
-        return tf.recompute_grad(lambda rows: block(rows, layout, seeds))(x)
+            return block(x, layout, seeds, cls_only)
+        return tf.recompute_grad(lambda rows: block(rows, layout, seeds, cls_only))(x)
 
 
 def truncated_normal(config: BertConfig) -> keras.initializers.Initializer:

@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
                 max_seq_length=128,
             ),
             task=TaskConfig(glue="sst2"),
-            optimizer=OptimizerConfig(name="adamw", learning_rate=5e-5),
+            optimizer=OptimizerConfig(name="adamw", learning_rate=1e-4),
             train=TrainConfig(global_batch_size=32, epochs=1.0),
         )
     )

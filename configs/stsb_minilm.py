@@ -3,7 +3,7 @@
 Command: python scripts/train.py --config=configs/stsb_minilm.py --workdir=runs/stsb --restarts=3
 Files:   scripts/quickstart.sh fetches the weights (6 layers x 384, uncased); the official GLUE
          files are looked for in data/glue/STS-B/ (train.tsv, dev.tsv).
-Device:  any; 5,749 training sentence pairs, 4 epochs, 720 steps.
+Device:  any; 5,749 training sentence pairs, 2 epochs, 360 steps.
 Hours:   not run yet.
 Score:   Spearman correlation on dev: not run yet. RESULTS.md sets it beside transformers
          and torch with these settings (scripts/peers/glue_torch.py); nobody published a figure.
@@ -37,6 +37,6 @@ def get_config() -> ConfigDict:
             ),
             task=TaskConfig(glue="stsb"),
             optimizer=OptimizerConfig(name="adamw", learning_rate=5e-5),
-            train=TrainConfig(global_batch_size=32, epochs=4.0),
+            train=TrainConfig(global_batch_size=32, epochs=2.0),
         )
     )

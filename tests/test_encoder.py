@@ -113,6 +113,28 @@ def test_layouts_agree() -> None:
 
 
 @LAYOUTS
+def test_the_last_layer_at_cls_alone(layout: type[Layout]) -> None:
+    """`cls_only` leaves out what `pooled` does not read, in value and gradient."""
+    encoder = make_encoder(make_config(), layout)
+    results = []
+    for cls_only in (False, True):
+        with tf.GradientTape() as tape:
+            output = encode(encoder, cls_only=cls_only)
+            loss = tf.reduce_sum(output.pooled * tf.range(16.0))
+        weights = variables_by_name(encoder)
+        results.append((output, tape.gradient(loss, weights)))
+    (full, expected), (short, actual) = results
+    assert short.sequence.shape == [3, 1, 16]
+    assert_close(short.sequence, full.sequence[:, :1], 2e-6)
+    assert_close(short.pooled, full.pooled, 2e-6)
+    for name, gradient in expected.items():
+        scale = max(1.0, np.abs(tf.convert_to_tensor(gradient)).max())
+        assert_close(
+            tf.convert_to_tensor(actual[name]), tf.convert_to_tensor(gradient), 3e-6 * scale
+        )
+
+
+@LAYOUTS
 def test_an_example_of_padding_only(layout: type[Layout]) -> None:
     """Batches are filled up with such examples: they must be finite, and disturb no other."""
     encoder = make_encoder(make_config(dropout=0.1), layout)

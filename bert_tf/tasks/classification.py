@@ -62,6 +62,7 @@ class Classifier(keras.layers.Layer):
             features["mask"],
             training=training and seed is not None,
             seed=encoder_seed,
+            cls_only=True,
         )
         return self.head(output.pooled, head_seed)
 

@@ -46,14 +46,15 @@ class Task(NamedTuple):
     label_column: int
     outputs: int  # 1 is regression on the raw score.
     epochs: int
+    learning_rate: float
     metrics: tuple[str, ...]
 
 
 TASKS = {
-    "sst2": Task("SST-2", 1, (0,), 1, 2, 1, ("accuracy",)),
-    "cola": Task("CoLA", 0, (3,), 1, 2, 5, ("matthews",)),
-    "stsb": Task("STS-B", 1, (-3, -2), -1, 1, 4, ("pearson", "spearman")),
-    "rte": Task("RTE", 1, (1, 2), 3, 2, 5, ("accuracy",)),
+    "sst2": Task("SST-2", 1, (0,), 1, 2, 1, 1e-4, ("accuracy",)),
+    "cola": Task("CoLA", 0, (3,), 1, 2, 2, 5e-5, ("matthews",)),
+    "stsb": Task("STS-B", 1, (-3, -2), -1, 1, 2, 5e-5, ("pearson", "spearman")),
+    "rte": Task("RTE", 1, (1, 2), 3, 2, 2, 5e-5, ("accuracy",)),
 }
 METRICS = {
     "accuracy": sklearn.metrics.accuracy_score,
@@ -237,7 +238,7 @@ def print_table(content: dict[str, Any]) -> None:
 
 
 def parse_flags() -> argparse.Namespace:
-    """Returns the flags with the task's epochs and the device filled in."""
+    """Returns the flags with the task's epochs and rate and the device filled in."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--task", choices=sorted(TASKS), required=True)
     parser.add_argument("--data_dir", type=Path, required=True, help="folder of SST-2, CoLA, ...")
@@ -245,13 +246,14 @@ def parse_flags() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--seeds", default="1,2,3", help="comma-separated, a run each")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--learning_rate", type=float, default=5e-5)
+    parser.add_argument("--learning_rate", type=float, help="default: the task's")
     parser.add_argument("--epochs", type=int, help="default: the task's")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--max_seq_length", type=int, default=128)
     parser.add_argument("--max_steps", type=int, help="a shorter run, with a shorter schedule")
     flags = parser.parse_args()
     flags.epochs = flags.epochs or TASKS[flags.task].epochs
+    flags.learning_rate = flags.learning_rate or TASKS[flags.task].learning_rate
     if flags.device == "auto":
         flags.device = "cuda" if torch.cuda.is_available() else "cpu"
     return flags
