@@ -6,9 +6,9 @@
 Scripts do the rest; see README.md. To read the source, begin with bert_tf/README.md.
 """
 
+from bert_tf.checkpoints import load
 from bert_tf.config import VERSION, BertConfig, RunConfig
 from bert_tf.encoder import BertEncoder, EncoderOutput
-from bert_tf.pretrained import load
 from bert_tf.tokenization import Tokenizer
 
 __version__ = VERSION

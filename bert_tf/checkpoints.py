@@ -1,28 +1,25 @@
-"""Weights in and out: TF1 checkpoints, Hugging Face folders and this package's run folders.
+"""From a path to weights, configuration and tokenizer: what a model or a run starts from.
 
+Read are TF1 checkpoints, Hugging Face folders and this package's run folders.
 Whatever the source, weights carry the names of the original release, kernels lie [in, out] and
-values are float32. Optimizer slots and counters are left out (`read_tensors` has them).
+values are float32. Optimizer slots and counters are left out (`weights.read_tensors` has them).
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import re
-from collections.abc import Iterator
 
 import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from bert_tf import hugging_face, tensor_bundles
-from bert_tf.config import BertConfig, read_json, write_json
-from bert_tf.tensor_bundles import read_tensors as read_tensors
-from bert_tf.tensor_bundles import write_tensors as write_tensors
-from bert_tf.weights import AssignReport as AssignReport
-from bert_tf.weights import assign as assign
-from bert_tf.weights import check_shapes as check_shapes
+from bert_tf import hugging_face
+from bert_tf.config import BertConfig, ModelConfig, read_json
+from bert_tf.encoder import BertEncoder, Layout, PaddedLayout, variables_by_name
+from bert_tf.tokenization import Tokenizer
+from bert_tf.weights import assign, check_shapes, find_prefix, read_weights
 
 CONFIG_FILE = "bert_config.json"
 VOCAB_FILE = "vocab.txt"
@@ -75,19 +72,21 @@ def read_checkpoint(path: str) -> Checkpoint:
 
 def gather(place: Place) -> Checkpoint:
     """Reads the weights and what lies beside them."""
+    vocab_file = existing(place.home, VOCAB_FILE)
     if place.kind == "hugging_face":
         weights = hugging_face.read_weights(place.weights)
         labels = hugging_face.read_labels(place.home, weights)
+        vocab_file = vocab_file or hugging_face.vocabulary_file(place.home)
     else:
-        weights = tensor_bundles.read_weights(place.weights)
+        weights = read_weights(place.weights)
         labels = read_labels(place.home)
     # TF1 checkpoints come without a configuration at times; Hugging Face folders never do.
     has_config = place.kind == "hugging_face" or tf.io.gfile.exists(place.config_file)
-    lower_case, strip_accents = read_casing(place.home)
+    lower_case, strip_accents = read_casing(place)
     return Checkpoint(
         config=BertConfig.from_file(place.config_file) if has_config else None,
         weights=weights,
-        vocab_file=existing(place.home, VOCAB_FILE) or hugging_face.vocabulary_file(place.home),
+        vocab_file=vocab_file,
         lower_case=lower_case,
         strip_accents=strip_accents,
         source=place.weights,
@@ -128,7 +127,7 @@ def locate(path: str) -> Place:
     if existing(path, hugging_face.SINGLE_FILE) or existing(path, hugging_face.SHARD_INDEX):
         return Place("hugging_face", path, path)
     if any(name.endswith(".index") for name in tf.io.gfile.listdir(path)):
-        return place_of_prefix(tensor_bundles.find_prefix(path))
+        return place_of_prefix(find_prefix(path))
     raise nothing_to_read(path)
 
 
@@ -183,16 +182,36 @@ def existing(folder: str, name: str) -> str | None:
     return path if tf.io.gfile.exists(path) else None
 
 
-def read_casing(folder: str) -> tuple[bool | None, bool | None]:
-    """`lower_case` and `strip_accents`, by the tokenizer's files or an original folder name."""
-    lower_case, strip_accents = hugging_face.read_casing(folder)
+def read_casing(place: Place) -> tuple[bool | None, bool | None]:
+    """`lower_case` and `strip_accents`, by the tokenizer's files or an original folder name.
+
+    Raises:
+        ValueError: one of them is something else than true, false or null.
+    """
+    settings_file = existing(place.home, "tokenizer_config.json")
+    if place.kind == "hugging_face":
+        settings = hugging_face.tokenizer_settings(place.home)
+    else:
+        settings = read_json(settings_file) if settings_file else {}
+    for name in ("do_lower_case", "strip_accents"):
+        if not isinstance(settings.get(name), bool | None):
+            raise ValueError(
+                f"{place.home}: the tokenizer's {name} is {settings[name]!r}, not true or false."
+            )
+    if settings.get("tokenize_chinese_chars") is False:
+        logging.warning(
+            "%s: this model was made without spaces around CJK characters "
+            "(tokenize_chinese_chars is false); they are put in all the same.",
+            place.home,
+        )
+    lower_case = settings.get("do_lower_case")
     if lower_case is None:
-        name = os.path.basename(folder if "://" in folder else os.path.abspath(folder))
+        name = os.path.basename(place.home if "://" in place.home else os.path.abspath(place.home))
         if CASED_FOLDER.match(name):
             lower_case = False
         elif UNCASED_FOLDER.match(name):
             lower_case = True
-    return lower_case, strip_accents
+    return lower_case, settings.get("strip_accents")
 
 
 def read_labels(folder: str) -> tuple[str, ...] | None:
@@ -206,7 +225,7 @@ def read_labels(folder: str) -> tuple[str, ...] | None:
     return tuple(labels) or None  # a regression has none
 
 
-# ----------------------------------------------------------------------------------------- checking
+# --------------------------------------------------------------------------------------- checking
 
 
 def check_consistency(checkpoint: Checkpoint, config_source: str) -> None:
@@ -251,95 +270,133 @@ def count_lines(path: str) -> int:
     return content.count(b"\n") + (not content.endswith(b"\n") and len(content) > 0)
 
 
-# ------------------------------------------------------------------------------------------ writing
+# --------------------------------------------------------------------------- what a run starts from
+
+SWITCH = {"auto": None, "true": True, "false": False}
 
 
-def write_tf1(folder: str, checkpoint: Checkpoint) -> None:
-    """Writes the files of the original release, which its code can read, and how the text is cased.
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """What a run starts from."""
 
-    `bert_model.ckpt.*`, `bert_config.json`, `vocab.txt`, `tokenizer_config.json`, and `labels.json`
-    where the classes have names.
+    config: BertConfig
+    tokenizer: Tokenizer | None
+    weights: dict[str, np.ndarray]  # by original name; empty: random weights
+    source: str
+
+
+def load(path: str, layout: type[Layout] = PaddedLayout) -> BertEncoder:
+    """Loads an encoder with its weights, and its tokenizer where a vocabulary is found.
+
+    Args:
+        path: a TF1 checkpoint (prefix or folder), a Hugging Face folder (`config.json` and
+            `model.safetensors`), or a run folder of this package.
+        layout: how rows are laid out; see `encoder.Layout`.
+
+    Returns:
+        The encoder; its `.config` and `.tokenizer` are set (`.tokenizer` is None where the
+        checkpoint has no vocabulary).
 
     Raises:
-        ValueError: the checkpoint has no configuration or contradicts itself, or the folder is not
-            empty.
+        ValueError: nothing readable is there, or weights, config and vocabulary disagree.
     """
-    config = writable_config(checkpoint)
-    with new_folder(folder) as temporary:
-        write_tensors(os.path.join(temporary, TF1_NAME), checkpoint.weights)
-        write_json(os.path.join(temporary, CONFIG_FILE), config.to_dict())
-        write_text_files(temporary, checkpoint, config)
-        if checkpoint.labels is not None:
-            write_labels(temporary, checkpoint.labels)
+    pretrained = read_pretrained(ModelConfig(init_checkpoint=path))
+    encoder = BertEncoder(pretrained.config, layout)
+    encoder.tokenizer = pretrained.tokenizer
+    # A checkpoint of Hugging Face may come without a pooler.
+    assign(variables_by_name(encoder), pretrained.weights, path, optional=("bert/pooler",))
+    return encoder
 
 
-def write_hugging_face(folder: str, checkpoint: Checkpoint) -> None:
-    """Writes a folder that transformers' `from_pretrained` reads.
-
-    `config.json`, `model.safetensors`, `vocab.txt`, `tokenizer_config.json`.
+def read_pretrained(model: ModelConfig) -> Pretrained:
+    """Reads config, tokenizer and weights as `model` asks, and checks them against each other.
 
     Raises:
-        ValueError: the checkpoint has no configuration or contradicts itself, or the folder is not
-            empty.
+        ValueError: a file is missing, or casing, vocabulary and config do not fit together.
     """
-    config = writable_config(checkpoint)
-    values = hugging_face.config_values(config, checkpoint.weights, checkpoint.labels)
-    with new_folder(folder) as temporary:
-        hugging_face.write_safetensors(
-            os.path.join(temporary, hugging_face.SINGLE_FILE),
-            hugging_face.from_original(checkpoint.weights),
+    for field in ("lower_case", "strip_accents"):
+        if getattr(model, field) not in SWITCH:
+            raise ValueError(
+                f"config.model.{field}={getattr(model, field)!r} must be 'auto', 'true' or 'false'."
+            )
+    if not model.init_checkpoint:
+        return random_start(model)
+    checkpoint = read_checkpoint(model.init_checkpoint)
+    config = checkpoint.config
+    if model.bert_config:
+        config = BertConfig.from_file(model.bert_config)
+        check_shapes(checkpoint.weights, config, checkpoint.source, model.bert_config)
+    if config is None:
+        raise ValueError(
+            f"{model.init_checkpoint} has no bert_config.json beside it; name one with "
+            "config.model.bert_config."
         )
-        write_json(os.path.join(temporary, hugging_face.CONFIG_FILE), values)
-        write_text_files(temporary, checkpoint, config)
-
-
-def writable_config(checkpoint: Checkpoint) -> BertConfig:
-    """The configuration of a checkpoint that may be written; raises ValueError for others."""
-    if checkpoint.config is None:
-        raise ValueError(f"{checkpoint.source} has no {CONFIG_FILE} beside it; give one.")
-    check_consistency(checkpoint, "its configuration")
-    return checkpoint.config
-
-
-def write_text_files(folder: str, checkpoint: Checkpoint, config: BertConfig) -> None:
-    """Writes `vocab.txt` and `tokenizer_config.json`; what is unknown stays unsaid."""
-    casing = {"do_lower_case": checkpoint.lower_case, "strip_accents": checkpoint.strip_accents}
-    known = {name: value for name, value in casing.items() if value is not None}
-    length = {"model_max_length": config.max_position_embeddings}
-    write_json(
-        os.path.join(folder, "tokenizer_config.json"),
-        known | length | {"tokenizer_class": "BertTokenizer"},
+    vocab_file = model.vocab_file or checkpoint.vocab_file
+    tokenizer = None
+    if vocab_file:
+        casing = {
+            field: agreed_casing(field, getattr(model, field), getattr(checkpoint, field), model)
+            for field in ("lower_case", "strip_accents")
+        }
+        if casing["lower_case"] is None:
+            logging.warning(
+                "%s does not say whether its vocabulary is lower-cased: taken as lower-cased. For "
+                "a cased model set config.model.lower_case=false, or most words become [UNK].",
+                model.init_checkpoint,
+            )
+        tokenizer = make_tokenizer(vocab_file, config, **casing)
+    return Pretrained(
+        with_dropout(config, model), tokenizer, checkpoint.weights, model.init_checkpoint
     )
-    if checkpoint.vocab_file is not None:
-        tf.io.gfile.copy(checkpoint.vocab_file, os.path.join(folder, VOCAB_FILE))
 
 
-def write_labels(folder: str, labels: tuple[str, ...]) -> None:
-    """Writes the file that `read_labels` reads."""
-    write_json(os.path.join(folder, LABELS_FILE), {"names": list(labels)})
+def random_start(model: ModelConfig) -> Pretrained:
+    """Config and tokenizer for random weights."""
+    for field in ("bert_config", "vocab_file"):
+        if not getattr(model, field):
+            raise ValueError(
+                f"config.model.{field} is empty: without config.model.init_checkpoint a run starts "
+                "from random weights and needs both bert_config and vocab_file."
+            )
+    config = with_dropout(BertConfig.from_file(model.bert_config), model)
+    lower_case, strip_accents = SWITCH[model.lower_case], SWITCH[model.strip_accents]
+    tokenizer = make_tokenizer(model.vocab_file, config, lower_case, strip_accents)
+    return Pretrained(config, tokenizer, {}, "")
 
 
-@contextlib.contextmanager
-def new_folder(folder: str) -> Iterator[str]:
-    """Gives a temporary sibling to fill; it takes the folder's name at the end, or goes on errors.
+def make_tokenizer(
+    vocab_file: str, config: BertConfig, lower_case: bool | None, strip_accents: bool | None
+) -> Tokenizer:
+    """A tokenizer; raises ValueError where it has pieces that the embedding table lacks."""
+    tokenizer = Tokenizer(vocab_file, lower_case is not False, strip_accents)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(
+            f"{vocab_file} has {tokenizer.vocab_size:,} pieces, but the model's embedding table "
+            f"has {config.vocab_size:,} rows (vocab_size); use the vocabulary that belongs to the "
+            "checkpoint."
+        )
+    return tokenizer
 
-    Raises:
-        ValueError: the folder exists and is not empty, or it cannot be written to.
-    """
-    folder = folder.rstrip("/")
-    temporary = f"{folder}.tmp-{os.getpid()}"
-    try:
-        is_folder = tf.io.gfile.isdir(folder)
-        if tf.io.gfile.listdir(folder) if is_folder else tf.io.gfile.exists(folder):
-            raise ValueError(f"{folder} exists already; remove it or choose another folder.")
-        tf.io.gfile.makedirs(temporary)
-        try:
-            yield temporary
-            if is_folder:
-                tf.io.gfile.rmtree(folder)  # it is empty; not every file system renames onto it
-            tf.io.gfile.rename(temporary, folder)
-        except BaseException:
-            tf.io.gfile.rmtree(temporary)
-            raise
-    except tf.errors.OpError as error:
-        raise ValueError(f"{folder} cannot be written: {error.message}.") from None
+
+def agreed_casing(field: str, asked: str, found: bool | None, model: ModelConfig) -> bool | None:
+    """The casing to use; raises ValueError where a run asks for another than the checkpoint's."""
+    wanted = SWITCH[asked]
+    if wanted is not None and found is not None and wanted != found:
+        raise ValueError(
+            f"config.model.{field}={asked} but {model.init_checkpoint} was trained with "
+            f"{field}={str(found).lower()}: its vocabulary would turn most words into [UNK] or "
+            f"lose their case. Leave config.model.{field} at 'auto', or choose another checkpoint."
+        )
+    return found if wanted is None else wanted
+
+
+def with_dropout(config: BertConfig, model: ModelConfig) -> BertConfig:
+    """The config with the run's own dropout rates, where it has some."""
+    hidden, attention = model.hidden_dropout, model.attention_dropout
+    return dataclasses.replace(
+        config,
+        hidden_dropout_prob=config.hidden_dropout_prob if hidden < 0.0 else hidden,
+        attention_probs_dropout_prob=(
+            config.attention_probs_dropout_prob if attention < 0.0 else attention
+        ),
+    )

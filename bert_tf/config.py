@@ -211,6 +211,17 @@ class OptimizerConfig:
     layer_decay: float = 1.0  # layer l learns at rate * layer_decay ** (layers above it)
 
 
+AT_LEAST_1 = (
+    "global_batch_size",
+    "accumulation",
+    "steps_per_loop",
+    "eval_batch_size",
+    "save_every",
+    "log_every",
+    "keep_checkpoints",
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """How long, how often, and with which seed."""
@@ -229,6 +240,27 @@ class TrainConfig:
     early_stopping: int = 0  # evaluations without a better metric; 0 never stops early
     seed: int = 1
     deterministic: bool = True
+
+    def check(self, replicas: int) -> None:
+        """Raises ValueError for numbers that cannot work on these replicas."""
+        for name in AT_LEAST_1:
+            if getattr(self, name) < 1:
+                raise ValueError(f"config.train.{name}={getattr(self, name)} must be at least 1.")
+        if self.steps < 0 or self.epochs <= 0:
+            raise ValueError(
+                "config.train.epochs must be above 0 and config.train.steps at least 0."
+            )
+        if self.global_batch_size % (replicas * self.accumulation):
+            raise ValueError(
+                f"config.train.global_batch_size={self.global_batch_size} must be a multiple of "
+                f"{replicas} replica(s) x accumulation {self.accumulation} = "
+                f"{replicas * self.accumulation}."
+            )
+        if self.eval_batch_size % replicas:
+            raise ValueError(
+                f"config.train.eval_batch_size={self.eval_batch_size} must be a multiple of the "
+                f"{replicas} replicas."
+            )
 
 
 @dataclasses.dataclass(frozen=True)

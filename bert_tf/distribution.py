@@ -15,7 +15,7 @@ import tf_keras as keras
 from absl import logging
 
 from bert_tf.config import RuntimeConfig
-from bert_tf.layout import Layout, PaddedLayout, UnpaddedLayout
+from bert_tf.encoder import Layout, PaddedLayout, UnpaddedLayout
 
 KINDS = ("auto", "cpu", "gpu", "tpu", "multi_worker")
 POLICIES = {
@@ -114,9 +114,12 @@ def find_kind() -> str:
     """What `auto` means here: several workers, TPU, GPU, else CPU."""
     if "worker" in read_tf_config().get("cluster", {}):
         return "multi_worker"
-    if os.environ.get("TPU_NAME") or os.path.exists("/dev/accel0") or os.path.exists("/dev/vfio/0"):
+    if os.environ.get("TPU_NAME") or os.path.exists("/dev/accel0"):
         return "tpu"
-    return "gpu" if tf.config.list_physical_devices("GPU") else "cpu"
+    if tf.config.list_physical_devices("GPU"):
+        return "gpu"
+    # Newer TPUs come by way of VFIO, but so do the devices of other virtual machines.
+    return "tpu" if os.path.exists("/dev/vfio/0") else "cpu"
 
 
 def read_tf_config() -> dict[str, Any]:

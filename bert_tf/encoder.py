@@ -1,21 +1,20 @@
 """The BERT encoder (Devlin et al. 2018, section 3): embeddings, L transformer blocks, pooler.
 
 Every layer carries the name that the original release gave it, so that its weights are found in any
-checkpoint by name. The blocks work on rows [R, H]; see `layout.py`.
+checkpoint by name. The blocks work on rows [R, H]; see `Layout`.
 Legend: B batch, S sequence, R rows, Q rows that are asked for (R, or B where [CLS] alone is),
 H hidden, N heads, D head size, F feed-forward, L layers.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import tensorflow as tf
 import tf_keras as keras
 
 from bert_tf import kernels
 from bert_tf.config import BertConfig
-from bert_tf.layout import Layout, PaddedLayout, merge_heads, split_heads
 
 
 class EncoderOutput(NamedTuple):
@@ -25,6 +24,94 @@ class EncoderOutput(NamedTuple):
     pooled: tf.Tensor  # [B, H] tanh of a linear map of the [CLS] position
     layers: tuple[tf.Tensor, ...]  # L x [B, S, H] output of every layer, the lowest first
     embeddings: tf.Tensor  # [B, S, H] input of the first layer
+
+
+# ------------------------------------------------------------------------------- rows and grid
+# The encoder works on rows [R, H]; only attention needs the grid [B, N, S, D]. A layout is made
+# from the mask of a batch and maps between the two. `PaddedLayout` keeps every position, so that
+# both maps are reshapes of static shape (TPU); `UnpaddedLayout` keeps rows of real tokens only, so
+# that no matrix product is spent on padding (CPU, GPU).
+
+
+class Layout(Protocol):
+    """What the encoder asks of a layout."""
+
+    attention_bias: tf.Tensor  # float32 [B, 1, 1, S]
+
+    def __init__(self, mask: tf.Tensor) -> None:
+        """`mask` is int32 [B, S], 1 = real token."""
+
+    def to_rows(self, grid: tf.Tensor) -> tf.Tensor:
+        """[B, S, ...] to [R, ...]."""
+
+    def to_grid(self, rows: tf.Tensor) -> tf.Tensor:
+        """[R, ...] to [B, S, ...]."""
+
+    def position_rows(self, table: tf.Tensor) -> tf.Tensor:
+        """The row of `table` [positions, H] that belongs to each row: [R, H]."""
+
+
+class PaddedLayout:
+    """R = B x S: every position is a row."""
+
+    def __init__(self, mask: tf.Tensor) -> None:
+        self.batch, self.length = grid_shape(mask)
+        self.attention_bias = attention_bias(mask)  # [B, 1, 1, S]
+
+    def to_rows(self, grid: tf.Tensor) -> tf.Tensor:
+        return tf.reshape(grid, [self.batch * self.length, *grid.shape[2:]])
+
+    def to_grid(self, rows: tf.Tensor) -> tf.Tensor:
+        return tf.reshape(rows, [self.batch, self.length, *rows.shape[1:]])
+
+    def position_rows(self, table: tf.Tensor) -> tf.Tensor:
+        return tf.tile(table[: self.length], [self.batch, 1])
+
+
+class UnpaddedLayout:
+    """R = number of real tokens; positions outside the mask are 0 in every grid."""
+
+    def __init__(self, mask: tf.Tensor) -> None:
+        self.shape = tf.shape(mask)
+        self.places = tf.where(mask > 0)  # int64 [R, 2]: example, position
+        self.attention_bias = attention_bias(mask)  # [B, 1, 1, S]
+
+    def to_rows(self, grid: tf.Tensor) -> tf.Tensor:
+        return tf.gather_nd(grid, self.places)
+
+    def to_grid(self, rows: tf.Tensor) -> tf.Tensor:
+        shape = tf.concat([self.shape, tf.shape(rows)[1:]], axis=0)
+        grid = tf.scatter_nd(self.places, rows, tf.cast(shape, tf.int64))
+        return tf.ensure_shape(grid, [None, None, *rows.shape[1:]])
+
+    def position_rows(self, table: tf.Tensor) -> tf.Tensor:
+        return tf.gather(table, self.places[:, 1])
+
+
+def grid_shape(mask: tf.Tensor) -> tuple[int | tf.Tensor, int | tf.Tensor]:
+    """Batch size and length of a mask [B, S]: static numbers where they are known."""
+    dynamic = tf.shape(mask)
+    return tuple(dynamic[axis] if size is None else size for axis, size in enumerate(mask.shape))
+
+
+def attention_bias(mask: tf.Tensor) -> tf.Tensor:
+    """0 for real tokens and `MASKED_SCORE` for padding: int [B, S] to float32 [B, 1, 1, S]."""
+    return (1.0 - tf.cast(mask, tf.float32))[:, tf.newaxis, tf.newaxis, :] * kernels.MASKED_SCORE
+
+
+def split_heads(layout: Layout, rows: tf.Tensor, num_heads: int) -> tf.Tensor:
+    """[R, N * D] to [B, N, S, D]."""
+    rows = tf.reshape(rows, [-1, num_heads, rows.shape[-1] // num_heads])  # [R, N, D]
+    return tf.transpose(layout.to_grid(rows), [0, 2, 1, 3])
+
+
+def merge_heads(layout: Layout, heads: tf.Tensor) -> tf.Tensor:
+    """[B, N, S, D] to [R, N * D]."""
+    rows = layout.to_rows(tf.transpose(heads, [0, 2, 1, 3]))  # [R, N, D]
+    return tf.reshape(rows, [-1, rows.shape[1] * rows.shape[2]])
+
+
+# ----------------------------------------------------------------------------------- the encoder
 
 
 class NamedLayer(keras.layers.Layer):
@@ -47,6 +134,25 @@ class Linear(NamedLayer):
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         return kernels.linear(x, self.kernel, self.bias)
+
+
+class OutputLayer(NamedLayer):
+    """Logits from vectors [B, H]; float32 weights `output_weights` [C, H] and `output_bias`."""
+
+    def __init__(self, num_outputs: int, config: BertConfig, prefix: str = "") -> None:
+        super().__init__(name=prefix + "output", dtype="float32")
+        self.output_weights = self.add_weight(
+            name=prefix + "output_weights",
+            shape=[num_outputs, config.hidden_size],
+            initializer=truncated_normal(config),
+        )
+        self.output_bias = self.add_weight(
+            name=prefix + "output_bias", shape=[num_outputs], initializer="zeros"
+        )
+
+    def call(self, vectors: tf.Tensor) -> tf.Tensor:
+        logits = tf.matmul(vectors, self.output_weights, transpose_b=True)
+        return tf.nn.bias_add(logits, self.output_bias)
 
 
 class LayerNorm(NamedLayer):

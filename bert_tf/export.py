@@ -35,15 +35,15 @@ import tensorflow_text as tf_text
 import tf_keras as keras
 
 from bert_tf import serving_warmup
-from bert_tf.checkpoints import assign, new_folder
 from bert_tf.config import VERSION, BertConfig, write_json
+from bert_tf.conversion import new_folder
 from bert_tf.data import glue
-from bert_tf.encoder import variables_by_name
-from bert_tf.layout import UnpaddedLayout
+from bert_tf.encoder import UnpaddedLayout, variables_by_name
 from bert_tf.restore import OpenedRun
 from bert_tf.tasks.classification import ClassificationTask as Task
 from bert_tf.tasks.classification import Classifier
 from bert_tf.tokenization import Tokenizer
+from bert_tf.weights import assign
 
 TEXT_SIGNATURE = "serving_default"  # what TF Serving calls where a request names no signature
 IDS_SIGNATURE = "ids"

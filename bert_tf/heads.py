@@ -1,7 +1,7 @@
-"""Heads on top of the encoder: masked language model, next sentence, classification.
+"""The heads of pre-training: masked language model and next sentence.
 
 Logits are float32 under every dtype policy. Names are the original release's.
-Legend: B batch, S sequence, P masked positions, H hidden, V vocabulary, C classes.
+Legend: B batch, S sequence, P masked positions, H hidden, V vocabulary.
 """
 
 from __future__ import annotations
@@ -11,39 +11,7 @@ import tf_keras as keras
 
 from bert_tf import kernels
 from bert_tf.config import BertConfig
-from bert_tf.encoder import LayerNorm, Linear, NamedLayer, truncated_normal
-
-
-class OutputLayer(NamedLayer):
-    """Logits from vectors [B, H]; float32 weights `output_weights` [C, H] and `output_bias`."""
-
-    def __init__(self, num_outputs: int, config: BertConfig, prefix: str = "") -> None:
-        super().__init__(name=prefix + "output", dtype="float32")
-        self.output_weights = self.add_weight(
-            name=prefix + "output_weights",
-            shape=[num_outputs, config.hidden_size],
-            initializer=truncated_normal(config),
-        )
-        self.output_bias = self.add_weight(
-            name=prefix + "output_bias", shape=[num_outputs], initializer="zeros"
-        )
-
-    def call(self, vectors: tf.Tensor) -> tf.Tensor:
-        logits = tf.matmul(vectors, self.output_weights, transpose_b=True)
-        return tf.nn.bias_add(logits, self.output_bias)
-
-
-class ClassificationHead(keras.layers.Layer):
-    """Dropout and a linear map of the pooled vector (original release, run_classifier.py)."""
-
-    def __init__(self, num_outputs: int, config: BertConfig, dropout: float) -> None:
-        super().__init__(name="classifier")
-        self.rate = dropout
-        self.output_layer = OutputLayer(num_outputs, config)
-
-    def call(self, pooled: tf.Tensor, seed: tf.Tensor | None = None) -> tf.Tensor:
-        """Pooled [B, H] to logits float32 [B, C]; `seed` int32 [2] turns dropout on."""
-        return self.output_layer(kernels.dropout(pooled, self.rate, seed))
+from bert_tf.encoder import LayerNorm, Linear, NamedLayer, OutputLayer
 
 
 class NextSentenceHead(keras.layers.Layer):

@@ -16,7 +16,6 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 import tensorflow as tf
-from absl import logging
 
 from bert_tf.config import BertConfig, read_json
 from bert_tf.weights import count_layers, weight_table
@@ -237,27 +236,6 @@ def vocabulary_file(folder: str) -> str | None:
     with open(vocab_file, "w", encoding="utf-8", newline="\n") as file:
         file.write("".join(f"{piece}\n" for piece in pieces))
     return vocab_file
-
-
-def read_casing(folder: str) -> tuple[bool | None, bool | None]:
-    """The tokenizer's `do_lower_case` and `strip_accents`; None where the folder does not tell.
-
-    Raises:
-        ValueError: one of them is something else than true, false or null.
-    """
-    settings = tokenizer_settings(folder)
-    for name in ("do_lower_case", "strip_accents"):
-        if not isinstance(settings.get(name), bool | None):
-            raise ValueError(
-                f"{folder}: the tokenizer's {name} is {settings[name]!r}, not true or false."
-            )
-    if settings.get("tokenize_chinese_chars") is False:
-        logging.warning(
-            "%s: this model was made without spaces around CJK characters "
-            "(tokenize_chinese_chars is false); they are put in all the same.",
-            folder,
-        )
-    return settings.get("do_lower_case"), settings.get("strip_accents")
 
 
 def tokenizer_settings(folder: str) -> dict[str, Any]:

@@ -7,15 +7,14 @@ import os
 
 from absl import logging
 
-from bert_tf import run_folder, tensor_bundles
-from bert_tf.checkpoints import assign
+from bert_tf import run_folder
 from bert_tf.config import BertConfig, RunConfig
-from bert_tf.encoder import variables_by_name
-from bert_tf.layout import Layout, PaddedLayout
+from bert_tf.encoder import Layout, PaddedLayout, variables_by_name
 from bert_tf.tasks import TASKS
 from bert_tf.tasks.classification import ClassificationTask as Task
 from bert_tf.tasks.classification import Classifier
 from bert_tf.tokenization import Tokenizer
+from bert_tf.weights import assign, read_weights
 
 # Where weights are looked for: those of the best evaluation, else the newest that were saved.
 WEIGHT_FOLDERS = ("best", "checkpoints")
@@ -37,7 +36,7 @@ def open_run(workdir: str, layout: type[Layout] = PaddedLayout) -> OpenedRun:
 
     Args:
         workdir: the folder of the run; gs:// works.
-        layout: how the model lays out rows; see `layout.py`.
+        layout: how the model lays out rows; see `encoder.Layout`.
 
     Raises:
         ValueError: the folder is not of a run, something in it is missing or damaged, or nothing
@@ -58,7 +57,7 @@ def open_run(workdir: str, layout: type[Layout] = PaddedLayout) -> OpenedRun:
     )
     model = task.build_model(layout)
     # The optimizer's slots, which lie beside the weights in checkpoints/, are left out.
-    weights = tensor_bundles.read_weights(os.path.join(step_folder, "model.ckpt"))
+    weights = read_weights(os.path.join(step_folder, "model.ckpt"))
     assign(variables_by_name(model), weights, step_folder)
     progress = run_folder.read_progress(step_folder)
     if progress.step == 0:

@@ -18,17 +18,26 @@ import dataclasses
 import json
 import os
 import re
+import time
+import zlib
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+import tf_keras as keras
 from absl import logging
 
-from bert_tf import checkpoints
+from bert_tf.checkpoints import Pretrained
 from bert_tf.config import RunConfig, read_json, write_json
+from bert_tf.data import batches
+from bert_tf.distribution import Accelerator
+from bert_tf.encoder import variables_by_name
+from bert_tf.optimization import Optimizer
+from bert_tf.tasks.classification import ClassificationTask as Task
+from bert_tf.weights import assign, read_tensors, write_tensors
 
 STEP_FOLDER = re.compile(r"step-(\d{8})/?$")
-# Fields that may differ when a run is continued: they change no result.
+# Fields that may differ when a run is continued: where it runs and what it keeps.
 FREE_FIELDS = (
     "runtime.accelerator",
     "runtime.tpu",
@@ -74,6 +83,13 @@ def prepare(workdir: str, run: RunConfig) -> None:
     if tf.io.gfile.exists(path) and has_saved(workdir):
         check_same_run(path, run)
     write_json(path, run.to_dict())
+
+
+def save_assets(workdir: str, task: Task) -> None:
+    """Writes what a later process needs to build the same model."""
+    write_json(os.path.join(workdir, "bert_config.json"), task.config.to_dict())
+    task.tokenizer.save(workdir)
+    task.save(workdir)
 
 
 def has_saved(workdir: str) -> bool:
@@ -124,7 +140,7 @@ def write_step(folder: str, progress: Progress, tensors: dict[str, np.ndarray], 
     try:
         remove_tree(temporary)
         tf.io.gfile.makedirs(temporary)
-        checkpoints.write_tensors(os.path.join(temporary, "model.ckpt"), tensors)
+        write_tensors(os.path.join(temporary, "model.ckpt"), tensors)
         write_json(os.path.join(temporary, "progress.json"), dataclasses.asdict(progress))
         remove_tree(target)  # left by an earlier process that was killed after this step
         tf.io.gfile.rename(temporary, target)
@@ -213,3 +229,145 @@ def copy_for_serving(source: str, target: str) -> None:
     for name in names:
         if tf.io.gfile.exists(os.path.join(source, name)):
             tf.io.gfile.copy(os.path.join(source, name), os.path.join(target, name), overwrite=True)
+
+
+# ----------------------------------------------------------------------------------------- progress
+
+# What the train loop sums up on the device, and the host between two lines of the log.
+SUMS = ("loss", "weight", "tokens", "positions", "steps")
+
+
+class Reporter:
+    """Turns the sums of an interval into a progress line and TensorBoard scalars."""
+
+    def __init__(self, workdir: str | None, total_steps: int, step: int) -> None:
+        """`workdir` None writes no TensorBoard (workers that are not the chief)."""
+        self.total_steps = total_steps
+        self.first_step = self.last_step = step
+        self.started = self.last_time = time.monotonic()
+        self.paused = 0.0
+        folder = None if workdir is None else os.path.join(workdir, "tensorboard")
+        self.writer = tf.summary.create_file_writer(folder) if folder else None
+
+    def pause(self, seconds: float) -> None:
+        """Takes evaluation and saving out of the speed of training."""
+        self.last_time += seconds
+        self.paused += seconds
+
+    def training(self, step: int, sums: dict[str, float], scalars: dict[str, float]) -> None:
+        """Shows one interval: `sums` since the last call, `scalars` as in metrics.jsonl."""
+        seconds = max(time.monotonic() - self.last_time, 1e-9)
+        speed = {
+            "steps_per_second": sums["steps"] / seconds,
+            "examples_per_second": sums["weight"] / seconds,
+            "tokens_per_second": sums["tokens"] / seconds,
+            "padding": 1.0 - sums["tokens"] / max(sums["positions"], 1.0),
+        }
+        self.scalars(step, scalars | {f"speed/{name}": value for name, value in speed.items()})
+        logging.info(
+            "step %d/%d  loss %.4f  lr %.2e  %.1f examples/s  %s tokens/s  padding %.0f%%  ETA %s",
+            step,
+            self.total_steps,
+            scalars["loss"],
+            scalars["learning_rate"],
+            speed["examples_per_second"],
+            f"{speed['tokens_per_second']:,.0f}",
+            100 * speed["padding"],
+            self.eta(step),
+        )
+        self.last_time, self.last_step = time.monotonic(), step
+
+    def eta(self, step: int) -> str:
+        """Time left at the average speed so far, evaluation and saving included."""
+        done = max(step - self.first_step, 1)
+        seconds = (time.monotonic() - self.started) / done * (self.total_steps - step)
+        minutes, seconds = divmod(round(seconds), 60)
+        hours, minutes = divmod(minutes, 60)
+        return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Writes scalars for TensorBoard."""
+        if self.writer is None:
+            return
+        with self.writer.as_default(step=step):
+            for name, value in values.items():
+                tf.summary.scalar(name, value)
+        self.writer.flush()
+
+
+# ---------------------------------------------------------------------------------------- the start
+
+
+@dataclasses.dataclass
+class TrainingState:
+    """Everything that a step changes."""
+
+    model: tf.Module
+    optimizer: Optimizer
+    progress: Progress
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """Weights and slots by name, as they are saved."""
+        named = variables_by_name(self.model) | self.optimizer.saved_variables()
+        return {name: variable.numpy() for name, variable in named.items()}
+
+
+def start(
+    run: RunConfig,
+    workdir: str,
+    accelerator: Accelerator,
+    task: Task,
+    pretrained: Pretrained,
+    total_steps: int,
+) -> TrainingState:
+    """Builds model and optimizer, and resumes, or loads pre-trained weights, or starts fresh."""
+    keras.utils.set_random_seed(run.train.seed)
+    with accelerator.strategy.scope():
+        model = task.build_model(accelerator.layout)
+        weights = variables_by_name(model)
+        optimizer = Optimizer(
+            run.optimizer,
+            weights,
+            total_steps,
+            task.config.num_hidden_layers,
+            loss_scaling=accelerator.dtype == "float16",
+        )
+    state = TrainingState(model, optimizer, Progress())
+    newest = newest_step(os.path.join(workdir, "checkpoints"))
+    if newest:
+        saved = read_tensors(os.path.join(newest, "model.ckpt"))
+        assign(weights | optimizer.saved_variables(), saved, newest)
+        state.progress = read_progress(newest)
+        logging.info("Resumed from %s: weights, slots, step, data position.", newest)
+    elif pretrained.weights:
+        # The head of another task (other labels) is not this one's: it starts fresh.
+        usable = {
+            name: value
+            for name, value in pretrained.weights.items()
+            if not name.startswith(task.fresh_weights)
+            or name not in weights
+            or value.shape == tuple(weights[name].shape)
+        }
+        report = assign(weights, usable, pretrained.source, optional=task.fresh_weights)
+        logging.info(
+            "Started from the weights of %s (init_checkpoint); fresh: %s; not used: %s.",
+            pretrained.source,
+            ", ".join(report.fresh) or "none",
+            ", ".join(report.unused) or "none",
+        )
+    else:
+        logging.info("Started from random weights.")
+    return state
+
+
+def check_same_data(progress: Progress, examples: batches.Examples, workdir: str) -> None:
+    """Raises ValueError where a resumed run would go on with other data than it began with."""
+    fingerprint = zlib.crc32(examples.token_ids.tobytes())
+    for target in examples.targets.values():
+        fingerprint = zlib.crc32(np.ascontiguousarray(target).tobytes(), fingerprint)
+    if progress.step and progress.data_fingerprint != fingerprint:
+        raise ValueError(
+            f"the training data are not those that {workdir} was trained on so far; restore them, "
+            "or start a new run in another --workdir with init_checkpoint set to this one."
+        )
+    progress.data_fingerprint = fingerprint

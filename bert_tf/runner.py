@@ -11,12 +11,12 @@ import tensorflow as tf
 from absl import logging
 
 from bert_tf import distribution, run_folder, training
+from bert_tf.checkpoints import read_pretrained
 from bert_tf.config import RunConfig
-from bert_tf.evaluation import Evaluator
-from bert_tf.pretrained import read_pretrained
 from bert_tf.restore import OpenedRun, open_run
 from bert_tf.tasks import TASKS
 from bert_tf.tasks.classification import ClassificationTask as Task
+from bert_tf.training import Evaluator
 
 
 def train(run: RunConfig, workdir: str, restarts: int = 1) -> dict[str, float]:

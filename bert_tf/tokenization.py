@@ -2,7 +2,7 @@
 
 The original cleans the text, puts spaces around CJK ideographs, lower-cases and strips accents
 word by word, splits at punctuation and matches the longest pieces greedily. Here all that happens
-to a character alone is one table (`unicode_table.py`), and `FastWordpieceTokenizer` of
+to a character alone is one table (`text_normalization.py`), and `FastWordpieceTokenizer` of
 tensorflow-text splits and matches. Rows of text that the table would not change skip it.
 
 Legend: N texts, C code points of all texts, K the same after normalisation, T pieces of all texts.
@@ -11,18 +11,26 @@ Legend: N texts, C code points of all texts, K the same after normalisation, T p
 from __future__ import annotations
 
 import json
+import re
 from typing import NamedTuple
 
 import tensorflow as tf
 import tensorflow_text as tf_text
 
-from bert_tf import unicode_table
-from bert_tf.text_normalization import MAX_CHARACTERS_PER_WORD, Decoded, Normalized, TextNormalizer
-from bert_tf.vocabulary import Vocabulary, read_vocab
+from bert_tf.text_normalization import (
+    MAX_CHARACTERS_PER_WORD,
+    UNMATCHABLE,
+    CharacterTable,
+    TextNormalizer,
+    source_positions,
+    unassigned_characters,
+)
 
 __all__ = ["PackedTokens", "Tokenizer", "TokensWithOffsets", "read_vocab"]
 
 MAX_BYTES_PER_WORD = 4 * MAX_CHARACTERS_PER_WORD  # the normaliser counts the characters
+SPECIAL_PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+SUFFIX_MARK = "##"  # begins the pieces that continue a word
 
 
 class TokensWithOffsets(NamedTuple):
@@ -76,7 +84,7 @@ class Tokenizer(tf.Module):
         self.sep_id = self._vocabulary.ids["[SEP]"]
         self.mask_id = self._vocabulary.ids["[MASK]"]
         matchable, unknown, stand_ins = self._vocabulary.matchable_pieces()
-        table = unicode_table.character_table(lower_case, self.strip_accents, stand_ins)
+        table = CharacterTable.of_mode(lower_case, self.strip_accents).with_stand_ins(stand_ins)
         self._normalizer = TextNormalizer(table, self.lower_case, self.strip_accents)
         # An eager tensor inside, which all graphs capture; strings are for the CPU.
         with tf.init_scope(), tf.device("CPU:0"):
@@ -246,7 +254,7 @@ class Tokenizer(tf.Module):
             return token_ids
         row = token_ids.value_rowids()
         start, end = tf.cast(start.values, tf.int32), tf.cast(end.values, tf.int32)
-        positions = _source_positions(decoded, normalized, row, start, end)
+        positions = source_positions(decoded, normalized, row, start, end)
         return token_ids.with_values(tf.stack([token_ids.values, *positions], axis=1))
 
     def _match_mixed(self, text: tf.Tensor, unchanged: tf.Tensor, offsets: bool) -> tf.RaggedTensor:
@@ -258,44 +266,6 @@ class Tokenizer(tf.Module):
         ]
         order = tf.cast(tf.concat([short, general], axis=0), tf.int32)
         return tf.gather(tf.concat(pieces, axis=0), tf.math.invert_permutation(order))
-
-
-def _source_positions(
-    decoded: Decoded, normalized: Normalized, row: tf.Tensor, start: tf.Tensor, end: tf.Tensor
-) -> list[tf.Tensor]:
-    """Byte and character spans in the text of spans in the normalised text.
-
-    Args:
-      decoded: the texts.
-      normalized: the same, normalised.
-      row: int [T], the text that each piece belongs to.
-      start: int32 [T], first byte of the piece in its normalised text.
-      end: int32 [T], the byte behind its last.
-
-    Returns:
-      byte_start, byte_end, char_start, char_end: int32 [T].
-    """
-    ends = tf.cumsum(_utf8_length(normalized.code_points))  # [K]
-    bytes_before = tf.concat([[0], ends], axis=0)
-    base = tf.gather(tf.gather(bytes_before, normalized.row_splits), row)
-    # The code point that holds a byte: as many as end at or before it come first.
-    first = tf.searchsorted(ends, base + start, side="right")
-    last = tf.searchsorted(ends, base + end - 1, side="right")
-    first, last = tf.gather(normalized.source, first), tf.gather(normalized.source, last)
-    row_start = tf.gather(decoded.row_splits, row)
-    length = _utf8_length(tf.gather(decoded.code_points, last))
-    return [
-        tf.cast(tf.gather(decoded.byte_start, first), tf.int32),
-        tf.cast(tf.gather(decoded.byte_start, last), tf.int32) + length,
-        tf.cast(first - row_start, tf.int32),
-        tf.cast(last + 1 - row_start, tf.int32),
-    ]
-
-
-def _utf8_length(code_points: tf.Tensor) -> tf.Tensor:
-    """Bytes int32 that code points take."""
-    limits = [0x80, 0x800, 0x10000]
-    return 1 + tf.add_n([tf.cast(code_points >= limit, tf.int32) for limit in limits])
 
 
 def _head(pieces: tf.RaggedTensor, lengths: tf.Tensor) -> tf.RaggedTensor:
@@ -318,3 +288,87 @@ def _write(folder: str, name: str, content: str) -> None:
     with tf.io.gfile.GFile(temporary, "w") as file:
         file.write(content)
     tf.io.gfile.rename(temporary, f"{folder}/{name}", overwrite=True)
+
+
+# ------------------------------------------------------------------------------------- vocabulary
+
+
+def read_vocab(path: str) -> list[str]:
+    """Reads a vocabulary; white space around a piece goes, as in the original's `load_vocab`.
+
+    Args:
+      path: a local path, or any that `tf.io.gfile` opens, such as `gs://bucket/vocab.txt`.
+
+    Raises:
+      ValueError: the file is missing, empty, not UTF-8, has a piece twice (unless empty: a few
+        published files have such lines and their numbers count) or lacks a special piece.
+    """
+    if not tf.io.gfile.exists(path) or tf.io.gfile.isdir(path):
+        raise ValueError(
+            f"The vocabulary {path} is not a file. Give the path of a vocab.txt, one piece a line."
+        )
+    with tf.io.gfile.GFile(path, "rb") as file:
+        content = file.read()
+    try:
+        lines = content.decode("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"The vocabulary {path} is not UTF-8 (byte {error.start}). Save it as UTF-8."
+        ) from error
+    pieces = [line.strip() for line in (lines[:-1] if lines[-1] == "" else lines)]
+    if not any(pieces):
+        raise ValueError(f"The vocabulary {path} is empty. It needs one piece a line.")
+    first_line: dict[str, int] = {}
+    for number, piece in enumerate(pieces, start=1):
+        if piece and first_line.setdefault(piece, number) != number:
+            raise ValueError(
+                f"The vocabulary {path} has {piece!r} in line {first_line[piece]} and again in "
+                f"line {number}. An id must have one piece: remove one, or rename it [unused0]."
+            )
+    missing = [piece for piece in SPECIAL_PIECES if piece not in first_line]
+    if missing:
+        raise ValueError(
+            f"The vocabulary {path} lacks {', '.join(missing)}. BERT needs "
+            f"{', '.join(SPECIAL_PIECES)}, each on a line of its own; is this a BERT vocabulary?"
+        )
+    return pieces
+
+
+class Vocabulary:
+    """Pieces by id and ids by piece."""
+
+    def __init__(self, pieces: list[str]) -> None:
+        self.pieces = tuple(pieces)
+        self.ids = {piece: piece_id for piece_id, piece in enumerate(pieces)}
+
+    def matchable_pieces(self) -> tuple[list[str], str, dict[int, int]]:
+        """The pieces as tensorflow-text's matcher should have them.
+
+        A piece that no text can produce, such as "[MASK]", "##" or an empty line, gets a name
+        that no text can produce either, since the matcher refuses or misreads some of them.
+
+        Returns:
+          V pieces; the one for unknown words; and (code point, stand-in) of the characters that
+          are newer than the Unicode of the table: tensorflow-text's own Unicode may call them
+          punctuation, the original calls them letters, and a stand-in settles it.
+        """
+        newer = unassigned_characters(set().union(*self.pieces))
+        first = UNMATCHABLE + 1
+        stand_ins = {ord(code): first + place for place, code in enumerate(newer)}
+        first += len(newer)
+        matchable = [
+            piece.translate(stand_ins) if _can_be_produced(piece) else chr(first + piece_id)
+            for piece_id, piece in enumerate(self.pieces)
+        ]
+        return matchable, matchable[self.ids["[UNK]"]], stand_ins
+
+
+# Words are letters alone or one other character alone.
+_ASCII_OTHER = re.compile(r"[\x00-/:-@\[-`{-\x7f]")
+
+
+def _can_be_produced(piece: str) -> bool:
+    body = piece.removeprefix(SUFFIX_MARK)
+    if len(piece) == 1:
+        return piece > " "  # the matcher keeps control characters for itself
+    return bool(body) and not _ASCII_OTHER.search(body)

@@ -2,7 +2,8 @@
 
 A step is: losses of each replica's share of the batch -> gradients -> sum over replicas -> clipping
 by the norm of the global gradient -> update. Losses are sums divided by the weight of the *global*
-batch, so that 1 or N replicas, and 1 or N micro-batches, give the same update.
+batch, so that 1 or N replicas, and 1 or N micro-batches, give the same update. Below it, from the
+top: the run, the loop on the host, the step on the device, and evaluation.
 
 What a step computes depends on (weights, slots, step, seed) alone: batches come from a plan that is
 a function of the step, dropout from a seed folded with the step. A run that is killed and started
@@ -16,32 +17,21 @@ import os
 import signal
 import time
 import types
+from collections.abc import Callable, Mapping
 
+import numpy as np
 import tensorflow as tf
 from absl import logging
 
 from bert_tf import run_folder
+from bert_tf.checkpoints import Pretrained
 from bert_tf.config import RunConfig
 from bert_tf.data import batches
 from bert_tf.distribution import Accelerator
 from bert_tf.encoder import variables_by_name
-from bert_tf.evaluation import Evaluator
-from bert_tf.pretrained import Pretrained
-from bert_tf.reporting import SUMS, Reporter
-from bert_tf.run_folder import MetricsLog
-from bert_tf.state import TrainingState, check_same_data, start
-from bert_tf.steps import Feed, make_train_steps
+from bert_tf.optimization import Optimizer
+from bert_tf.run_folder import SUMS, MetricsLog, Reporter, TrainingState, check_same_data, start
 from bert_tf.tasks.classification import ClassificationTask as Task
-
-AT_LEAST_1 = (
-    "global_batch_size",
-    "accumulation",
-    "steps_per_loop",
-    "eval_batch_size",
-    "save_every",
-    "log_every",
-    "keep_checkpoints",
-)
 
 
 class Preempted(Exception):  # noqa: N818 - not an error: everything is saved
@@ -76,13 +66,13 @@ def train(
         Preempted: SIGTERM came.
         NonFiniteLoss: the loss is no number any more.
     """
-    check_settings(run, accelerator)
+    run.train.check(accelerator.replicas)
     chosen = check_metric(run, task)
     if accelerator.is_chief:
         run_folder.prepare(workdir, run)
-        save_assets(workdir, task)
+        run_folder.save_assets(workdir, task)
     train_examples, dev_examples = task.examples("train"), task.examples("dev")
-    total_steps = count_steps(run, len(train_examples))
+    total_steps = batches.count_steps(run.train, len(train_examples))
     logging.info(
         "%s training and %s dev examples; %d steps of %d examples (%d on each replica).",
         f"{len(train_examples):,}",
@@ -101,27 +91,6 @@ def train(
     return state.progress.best
 
 
-def check_settings(run: RunConfig, accelerator: Accelerator) -> None:
-    """Raises ValueError for numbers that cannot work on these replicas."""
-    train = run.train
-    for name in AT_LEAST_1:
-        if getattr(train, name) < 1:
-            raise ValueError(f"config.train.{name}={getattr(train, name)} must be at least 1.")
-    parts = accelerator.replicas * train.accumulation
-    if train.global_batch_size % parts:
-        raise ValueError(
-            f"config.train.global_batch_size={train.global_batch_size} must be a multiple of "
-            f"{accelerator.replicas} replica(s) x accumulation {train.accumulation} = {parts}."
-        )
-    if train.eval_batch_size % accelerator.replicas:
-        raise ValueError(
-            f"config.train.eval_batch_size={train.eval_batch_size} must be a multiple of the "
-            f"{accelerator.replicas} replicas."
-        )
-    if train.steps < 0 or train.epochs <= 0:
-        raise ValueError("config.train.epochs must be above 0 and config.train.steps at least 0.")
-
-
 def check_metric(run: RunConfig, task: Task) -> str:
     """The metric that chooses the best weights; raises ValueError where it is not measured."""
     measured = (*task.metric_names, "loss")
@@ -137,19 +106,6 @@ def is_better(chosen: str, metrics: dict[str, float], than: dict[str, float]) ->
     """Whether `metrics` beat `than`: higher is better, but for losses."""
     sign = -1.0 if chosen == "loss" else 1.0
     return sign * metrics[chosen] > sign * than[chosen]
-
-
-def count_steps(run: RunConfig, num_examples: int) -> int:
-    """Steps of the whole run."""
-    per_epoch = batches.steps_per_epoch(num_examples, run.train.global_batch_size)
-    return run.train.steps or max(round(run.train.epochs * per_epoch), 1)
-
-
-def save_assets(workdir: str, task: Task) -> None:
-    """Writes what a later process needs to build the same model."""
-    run_folder.write_json(os.path.join(workdir, "bert_config.json"), task.config.to_dict())
-    task.tokenizer.save(workdir)
-    task.save(workdir)
 
 
 @dataclasses.dataclass
@@ -191,7 +147,7 @@ class Loop:
         )
         previous = listen_for_sigterm(self)
         try:
-            feed = Feed(examples, plan, self.state.progress.step, self.accelerator)
+            feed = batches.Feed(examples, plan, self.state.progress.step, self.accelerator)
             while self.state.progress.step < self.total_steps:
                 self.advance(feed)
                 if self.has_stalled():
@@ -202,7 +158,7 @@ class Loop:
             if previous is not None:
                 signal.signal(signal.SIGTERM, previous)
 
-    def advance(self, feed: Feed) -> None:
+    def advance(self, feed: batches.Feed) -> None:
         """Runs a few steps on the device, then logs, evaluates and saves as they fall due."""
         progress, train = self.state.progress, self.run.train
         boundaries = (train.log_every, train.eval_every, train.save_every)
@@ -306,3 +262,169 @@ def listen_for_sigterm(loop: Loop) -> signal.Handlers | None:
         return signal.signal(signal.SIGTERM, handle)  # type: ignore[return-value]
     except ValueError:  # not the main thread (a notebook's worker, a test): nobody to listen for
         return None
+
+
+# ------------------------------------------------------------------------- the step on the device
+# losses -> gradients -> sum over replicas -> clip -> update
+
+Features = Mapping[str, tf.Tensor]
+# (batch, seed, weight of the global batch, loss scale) -> (loss, gradients)
+GradientFunction = Callable[
+    [Features, tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, list[tf.Tensor]]
+]
+
+
+def make_train_steps(
+    run: RunConfig,
+    accelerator: Accelerator,
+    task: Task,
+    model: tf.Module,
+    optimizer: Optimizer,
+) -> tf.types.experimental.GenericFunction:
+    """Returns `train_steps(iterator, count)`: `count` steps on the device, then sums for the host.
+
+    The loop over steps is inside the function: the host costs as much as a small model's step, and
+    a TPU would wait for it.
+    """
+    strategy = accelerator.strategy
+    gradients_of = make_gradients(task, model, run.train.accumulation)
+    if accelerator.compile_gradients:
+        gradients_of = tf.function(gradients_of, jit_compile=True, autograph=False)
+
+    def replica_step(batch: Features) -> dict[str, tf.Tensor]:
+        context = tf.distribute.get_replica_context()
+        total = tf.distribute.ReduceOp.SUM
+        weight = context.all_reduce(total, tf.reduce_sum(batch["weight"]))
+        seed = tf.random.fold_in(
+            tf.stack([run.train.seed, tf.cast(context.replica_id_in_sync_group, tf.int32)]),
+            tf.cast(optimizer.step, tf.int32),
+        )
+        loss, gradients = gradients_of(batch, seed, weight, optimizer.loss_scale)
+        loss = context.all_reduce(total, loss)
+        update = optimizer.apply_gradients(context.all_reduce(total, gradients))
+        is_bad = ~(tf.math.is_finite(loss) & update["usable"])
+        return {
+            "loss": loss * weight,
+            "weight": weight,
+            "tokens": context.all_reduce(total, tf.cast(tf.reduce_sum(batch["mask"]), tf.float32)),
+            "positions": context.all_reduce(total, tf.cast(tf.size(batch["mask"]), tf.float32)),
+            "steps": tf.constant(1.0),
+            "learning_rate": update["learning_rate"],
+            "bad_step": tf.where(is_bad, tf.cast(optimizer.step, tf.float32), -1.0),
+        }
+
+    def first_replica(values: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        return {name: strategy.experimental_local_results(v)[0] for name, v in values.items()}
+
+    # AutoGraph would rewrite the whole model's Python for nothing, which takes most of a start-up;
+    # the only loops are written as tf.while_loop.
+    @tf.function(autograph=False)
+    def train_steps(iterator: tf.data.Iterator, count: tf.Tensor) -> dict[str, tf.Tensor]:
+        def one_more(
+            done: tf.Tensor, sums: dict[str, tf.Tensor], last: dict[str, tf.Tensor]
+        ) -> tuple[tf.Tensor, dict[str, tf.Tensor], dict[str, tf.Tensor]]:
+            step = first_replica(strategy.run(replica_step, args=(iterator.get_next(),)))
+            sums = {name: sums[name] + step[name] for name in SUMS}
+            bad_step = tf.where(last["bad_step"] < 0.0, step["bad_step"], last["bad_step"])
+            return done + 1, sums, {"learning_rate": step["learning_rate"], "bad_step": bad_step}
+
+        sums = dict.fromkeys(SUMS, tf.constant(0.0))
+        last = {"learning_rate": tf.constant(0.0), "bad_step": tf.constant(-1.0)}
+        _, sums, last = tf.while_loop(
+            lambda done, *_: done < count, one_more, (tf.constant(0), sums, last)
+        )
+        return sums | last
+
+    return train_steps
+
+
+def make_gradients(task: Task, model: tf.Module, accumulation: int) -> GradientFunction:
+    """Returns a function of (batch, seed, global weight, loss scale) to (loss, dense gradients).
+
+    The loss is this replica's share of the mean loss of the global batch.
+    """
+    weights = list(variables_by_name(model).values())
+
+    def micro_gradients(
+        batch: Features, seed: tf.Tensor, weight: tf.Tensor, scale: tf.Tensor
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        with tf.GradientTape() as tape:
+            losses = task.losses(model, batch, seed)  # [B]
+            loss = tf.reduce_sum(losses * batch["weight"]) / tf.maximum(weight, 1.0)
+            scaled = loss * scale
+        # Gradients of tables come as one row an occurrence; norm and update need the sum.
+        gradients = tape.gradient(scaled, weights, unconnected_gradients="zero")
+        return loss, [tf.convert_to_tensor(gradient) / scale for gradient in gradients]
+
+    def accumulated(
+        batch: Features, seed: tf.Tensor, weight: tf.Tensor, scale: tf.Tensor
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        size = tf.shape(batch["weight"])[0] // accumulation
+
+        def add(
+            index: tf.Tensor, loss: tf.Tensor, sums: list[tf.Tensor]
+        ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
+            part = {name: v[index * size : (index + 1) * size] for name, v in batch.items()}
+            more_loss, more = micro_gradients(part, tf.random.fold_in(seed, index), weight, scale)
+            return index + 1, loss + more_loss, [a + b for a, b in zip(sums, more, strict=True)]
+
+        zeros = [tf.zeros(variable.shape) for variable in weights]
+        _, loss, sums = tf.while_loop(
+            lambda index, *_: index < accumulation, add, (tf.constant(0), tf.constant(0.0), zeros)
+        )
+        return loss, sums
+
+    return micro_gradients if accumulation == 1 else accumulated
+
+
+# ------------------------------------------------------------------------------------- evaluation
+
+
+class Evaluator:
+    """Applies `Task.predict` to all examples of a split."""
+
+    def __init__(
+        self, run: RunConfig, accelerator: Accelerator, task: Task, model: tf.Module
+    ) -> None:
+        """`model` must have been built in the strategy's scope."""
+        self.run = run
+        self.accelerator = accelerator
+
+        @tf.function(autograph=False, reduce_retracing=True)
+        def predict_batch(batch: Features) -> dict[str, tf.Tensor]:
+            return accelerator.strategy.run(
+                lambda part: task.predict(model, part) | {"example": part["example"]}, args=(batch,)
+            )
+
+        self.predict_batch = predict_batch
+
+    def predict(self, examples: batches.Examples) -> dict[str, np.ndarray]:
+        """The outputs of `Task.predict` for all examples, in their order: each [E, ...]."""
+        static = self.accelerator.static_shapes
+        widths = batches.widths_for(self.run.data.max_seq_length, static)
+        plan = batches.evaluation_plan(examples.lengths, self.run.train.eval_batch_size, widths)
+        groups = list(batches.by_width(plan).values()) if static else [plan]
+        parts: dict[str, list[np.ndarray]] = {}
+        for group in groups:
+            dataset = batches.dataset(examples, group, static)
+            for batch in self.accelerator.strategy.experimental_distribute_dataset(dataset):
+                for name, value in self.predict_batch(batch).items():
+                    parts.setdefault(name, []).append(self.all_rows(value))
+        return in_order({name: np.concatenate(values) for name, values in parts.items()})
+
+    def all_rows(self, value: tf.Tensor) -> np.ndarray:
+        """The rows of all replicas, those of other machines included."""
+        strategy = self.accelerator.strategy
+        if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+            return strategy.gather(value, axis=0).numpy()
+        return np.concatenate([part.numpy() for part in strategy.experimental_local_results(value)])
+
+
+def in_order(outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Drops padding rows and sorts by example number, checking that each is there once."""
+    example = outputs.pop("example")
+    rows = np.flatnonzero(example >= 0)
+    rows = rows[np.argsort(example[rows], kind="stable")]
+    if not np.array_equal(example[rows], np.arange(len(rows))):
+        raise RuntimeError("evaluation lost or repeated examples; please report this.")
+    return {name: values[rows] for name, values in outputs.items()}

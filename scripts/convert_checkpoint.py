@@ -13,7 +13,7 @@ import dataclasses
 
 from absl import flags, logging
 
-from bert_tf import checkpoints, command_line
+from bert_tf import checkpoints, command_line, conversion
 from bert_tf.checkpoints import Checkpoint
 from bert_tf.config import BertConfig
 
@@ -28,7 +28,7 @@ LOWER_CASE = flags.DEFINE_enum(
     "lower_case", None, ["true", "false"], "Casing of the model, where input does not tell."
 )
 
-WRITERS = {"tf1": checkpoints.write_tf1, "hf": checkpoints.write_hugging_face}
+WRITERS = {"tf1": conversion.write_tf1, "hf": conversion.write_hugging_face}
 
 
 def completed(checkpoint: Checkpoint) -> Checkpoint:

@@ -11,9 +11,10 @@ import os
 from absl import flags
 
 from bert_tf import command_line, run_folder, runner
+from bert_tf.data import glue
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
-SPLIT = flags.DEFINE_enum("split", "dev", ["train", "dev", "test"], "What to measure.")
+SPLIT = flags.DEFINE_enum("split", "dev", glue.SPLITS, "What to measure; *_mismatched is MNLI's.")
 INPUT = flags.DEFINE_string("input", None, "A labelled file instead of the run's own split.")
 ACCELERATOR = flags.DEFINE_string("accelerator", None, "auto, cpu, gpu or tpu.")
 

@@ -12,11 +12,12 @@ import dataclasses
 
 from absl import flags
 
-from bert_tf import command_line, runner
+from bert_tf import command_line, prediction, runner
+from bert_tf.data import glue
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "Folder for the predictions.", required=True)
-SPLIT = flags.DEFINE_enum("split", "test", ["train", "dev", "test"], "What to label.")
+SPLIT = flags.DEFINE_enum("split", "test", glue.SPLITS, "What to label; *_mismatched is MNLI's.")
 INPUT = flags.DEFINE_string("input", None, "A file instead of the run's own split.")
 ACCELERATOR = flags.DEFINE_string("accelerator", None, "auto, cpu, gpu or tpu.")
 
@@ -29,7 +30,7 @@ def main(unused_argv: list[str]) -> None:
     # Labels that the file may have are not needed, and need not be ones that the model knows.
     unlabelled = dataclasses.replace(texts, labels=None)
     outputs = session.evaluator.predict(task.tokenize(unlabelled))
-    for path in task.write_predictions(OUTPUT.value, texts, outputs):
+    for path in prediction.write_predictions(task, OUTPUT.value, SPLIT.value, texts, outputs):
         print(f"{len(texts):,} predictions in {path}")
 
 

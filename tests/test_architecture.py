@@ -22,37 +22,30 @@ LAYERS = {
     "config": 0,
     "text_normalization": 0,
     "tokenization": 0,
-    "unicode_14": 0,
     "unicode_table": 0,
-    "vocabulary": 0,
     "checkpoints": 1,
+    "conversion": 1,
     "distribution": 1,
     "encoder": 1,
     "heads": 1,
     "hugging_face": 1,
     "kernels": 1,
-    "layout": 1,
     "metrics": 1,
     "optimization": 1,
-    "pretrained": 1,
-    "reporting": 1,
-    "run_folder": 1,
-    "tensor_bundles": 1,
     "weights": 1,
     "data": 2,
     "tasks": 3,
     "command_line": 4,
-    "evaluation": 4,
     "export": 4,
+    "prediction": 4,
     "restore": 4,
+    "run_folder": 4,
     "runner": 4,
     "serving_warmup": 4,
-    "state": 4,
-    "steps": 4,
     "training": 4,
     "bert_tf": 5,  # bert_tf/__init__.py: the names that users import
 }
-MAX_LINES = 350
+MAX_LINES = 450
 
 # Third-party modules by the distribution of pyproject.toml that brings them.
 MODULES = {
@@ -309,5 +302,5 @@ def test_layers_name_modules_not_their_symbols() -> None:
     assert _module_of("bert_tf.config.BertConfig") == "bert_tf.config"
     assert _module_of("bert_tf.kernels") == "bert_tf.kernels"
     assert _module_of("bert_tf.SYMBOL") == "bert_tf"
-    assert _layer_name("bert_tf.data.rows") == "data"
+    assert _layer_name("bert_tf.data.text") == "data"
     assert _module(PACKAGE / "data" / "__init__.py") == "bert_tf.data"

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from bert_tf import run_folder, runner, tensor_bundles
+from bert_tf import run_folder, runner, weights
 from bert_tf.config import BertConfig, RunConfig
 from tests.test_scripts import HERE, ROOT, run_script, write_recipe
 from tests.tiny_run import CHECKPOINT, run_tiny, tiny_run, write_reviews
@@ -282,7 +282,7 @@ def test_a_disk_that_is_full(tmp_path: pathlib.Path, small_disk: pathlib.Path) -
     assert steps, "the disk must take one step for this test to mean much"
     assert steps[-1] in message
     for step in steps:
-        tensors = tensor_bundles.read_tensors(f"{step}/model.ckpt")
+        tensors = weights.read_tensors(f"{step}/model.ckpt")
         assert all(np.isfinite(value).all() for value in tensors.values())
         assert run_folder.read_progress(step).step == int(step[-8:])
     assert not list(small_disk.rglob("*.tmp"))

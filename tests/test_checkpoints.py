@@ -11,9 +11,9 @@ import tiny_checkpoint as tiny
 
 from bert_tf.checkpoints import (
     read_checkpoint,
-    write_tensors,
 )
 from bert_tf.config import BertConfig, write_json
+from bert_tf.weights import write_tensors
 
 HUGGING_FACE_GOLDENS = pathlib.Path(__file__).parent / "goldens" / "hf"
 

@@ -13,7 +13,7 @@ import tf_keras as keras
 from bert_tf import distribution
 from bert_tf.config import RuntimeConfig
 from bert_tf.distribution import Accelerator, best_dtype, connect, cpu_strategy, find_kind
-from bert_tf.layout import PaddedLayout, UnpaddedLayout
+from bert_tf.encoder import PaddedLayout, UnpaddedLayout
 
 CLUSTER = {"worker": ["one:1", "two:2"]}
 GPU = tf.config.PhysicalDevice("/physical_device:GPU:0", "GPU")
@@ -58,9 +58,15 @@ def test_gpus_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("device", ["/dev/accel0", "/dev/vfio/0"])
 def test_a_tpu_is_found_by_its_device(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
-    set_gpus(monkeypatch, 1)
+    set_gpus(monkeypatch, 0)
     monkeypatch.setattr(distribution.os.path, "exists", lambda path: path == device)
     assert find_kind() == "tpu"
+
+
+def test_a_virtual_machine_with_a_gpu_is_no_tpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_gpus(monkeypatch, 1)
+    monkeypatch.setattr(distribution.os.path, "exists", lambda path: path == "/dev/vfio/0")
+    assert find_kind() == "gpu"
 
 
 def test_a_tpu_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:

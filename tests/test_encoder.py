@@ -23,8 +23,14 @@ from tiny_encoder import (
 )
 
 from bert_tf.config import ACTIVATIONS, BertConfig
-from bert_tf.encoder import BertEncoder, EncoderOutput, variables_by_name
-from bert_tf.layout import Layout, PaddedLayout, UnpaddedLayout
+from bert_tf.encoder import (
+    BertEncoder,
+    EncoderOutput,
+    Layout,
+    PaddedLayout,
+    UnpaddedLayout,
+    variables_by_name,
+)
 
 LAYOUTS = pytest.mark.parametrize("layout", [PaddedLayout, UnpaddedLayout])
 

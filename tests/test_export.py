@@ -20,13 +20,12 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 
 import bert_tf
 from bert_tf import export, run_folder, serving_warmup
-from bert_tf.checkpoints import assign
 from bert_tf.config import BertConfig, DataConfig, ModelConfig, RunConfig, TaskConfig, write_json
-from bert_tf.data.labels import Labels
 from bert_tf.encoder import variables_by_name
 from bert_tf.restore import OpenedRun
-from bert_tf.tasks.classification import ClassificationTask
+from bert_tf.tasks.classification import ClassificationTask, Labels
 from bert_tf.tokenization import Tokenizer
+from bert_tf.weights import assign
 
 Arrays = dict[str, np.ndarray]
 

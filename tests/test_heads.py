@@ -11,14 +11,13 @@ import tensorflow as tf
 import tf_keras as keras
 
 from bert_tf.config import ACTIVATIONS, BertConfig
-from bert_tf.encoder import variables_by_name
+from bert_tf.encoder import OutputLayer, variables_by_name
 from bert_tf.heads import (
-    ClassificationHead,
     MaskedLMHead,
     NextSentenceHead,
-    OutputLayer,
     masked_lm_loss,
 )
+from bert_tf.tasks.classification import ClassificationHead
 
 BATCH, LENGTH, MASKED, VOCABULARY, HIDDEN = 2, 16, 3, 50, 8
 POSITIONS = np.array([[1, 5, 15], [2, 2, 0]], np.int32)

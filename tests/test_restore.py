@@ -11,12 +11,10 @@ from absl import logging
 
 from bert_tf import run_folder
 from bert_tf.config import BertConfig, DataConfig, RunConfig, write_json
-from bert_tf.data.labels import Labels
-from bert_tf.encoder import variables_by_name
-from bert_tf.layout import UnpaddedLayout
+from bert_tf.encoder import UnpaddedLayout, variables_by_name
 from bert_tf.restore import open_run
 from bert_tf.run_folder import Progress
-from bert_tf.tasks.classification import ClassificationTask
+from bert_tf.tasks.classification import ClassificationTask, Labels
 from bert_tf.tokenization import Tokenizer
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "good", "bad", "film", "##ly"]

@@ -22,8 +22,9 @@ import numpy as np
 import pytest
 from absl import flags, logging
 
-from bert_tf import run_folder, runner, tensor_bundles
+from bert_tf import run_folder, runner
 from bert_tf.config import RunConfig
+from bert_tf.weights import read_tensors
 from tests.tiny_run import tiny_run
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -160,7 +161,7 @@ def test_lower_is_better_for_a_loss(tmp_path: pathlib.Path, best_metric: str, se
         run_folder.write_step(folder, run_folder.Progress(step=2), weights, keep=1)
     assert runner.keep_best(str(tmp_path), results, best_metric)["seed"] == seed
     assert json.loads((tmp_path / "restarts.json").read_text())["best_seed"] == seed
-    copied = tensor_bundles.read_tensors(str(tmp_path / "best/step-00000002/model.ckpt"))
+    copied = read_tensors(str(tmp_path / "best/step-00000002/model.ckpt"))
     assert copied["number"] == seed
 
 
@@ -316,7 +317,7 @@ def assert_same_results(one: pathlib.Path, other: pathlib.Path) -> None:
     for part in ("checkpoints", "best"):
         folders = [run_folder.newest_step(str(workdir / part)) for workdir in (one, other)]
         assert pathlib.Path(folders[0] or "").name == pathlib.Path(folders[1] or "").name
-        first, second = (tensor_bundles.read_tensors(f"{folder}/model.ckpt") for folder in folders)
+        first, second = (read_tensors(f"{folder}/model.ckpt") for folder in folders)
         assert first.keys() == second.keys()
         for name, value in first.items():
             assert np.array_equal(value, second[name]), name

@@ -8,8 +8,9 @@ import sys
 
 import tiny_checkpoint as tiny
 
-from bert_tf.checkpoints import read_checkpoint, write_tensors
+from bert_tf.checkpoints import read_checkpoint
 from bert_tf.config import write_json
+from bert_tf.weights import write_tensors
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 SCRIPT = REPOSITORY / "scripts" / "convert_checkpoint.py"

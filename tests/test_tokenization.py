@@ -11,11 +11,13 @@ import subprocess
 import sys
 import unicodedata
 
+import numpy as np
 import original_tokenization as original
 import pytest
 import tensorflow as tf
 
-from bert_tf import unicode_14, unicode_table
+from bert_tf import unicode_table
+from bert_tf.text_normalization import stored_tables
 from bert_tf.tokenization import Tokenizer, read_vocab
 
 GOLDENS = pathlib.Path(__file__).parent / "goldens" / "tokenization"
@@ -492,10 +494,15 @@ def test_saved_model_needs_neither_bert_tf_nor_the_vocabulary(tmp_path: pathlib.
 
 
 @pytest.mark.skipif(
-    unicodedata.unidata_version != unicode_14.UNICODE_VERSION, reason="another version of Unicode"
+    unicodedata.unidata_version != str(stored_tables()["unicode_version"]),
+    reason="another version of Unicode",
 )
-def test_stored_properties_are_those_of_unicode_14() -> None:
-    assert unicode_table.properties_of_this_python() == unicode_table.stored_properties()
+def test_stored_tables_are_those_of_unicode_14() -> None:
+    made, stored = unicode_table.tables(), stored_tables()
+    assert made.keys() == stored.keys()
+    for name, array in made.items():
+        assert array.dtype == stored[name].dtype, name
+        np.testing.assert_array_equal(array, stored[name], err_msg=name)
 
 
 @pytest.mark.parametrize("name", ["uncased", "cased"])

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import tf_keras as keras
 
-from bert_tf import run_folder, tensor_bundles, training
+from bert_tf import run_folder, training, weights
+from bert_tf.data import batches
 from bert_tf.training import Loop, NonFiniteLoss, Preempted
 from tests.tiny_run import run_tiny, tiny_run, write_reviews
 
@@ -21,7 +22,7 @@ NO_DROPOUT = {"hidden_dropout": 0.0, "attention_dropout": 0.0}
 def final_tensors(workdir: pathlib.Path) -> dict[str, np.ndarray]:
     newest = run_folder.newest_step(str(workdir / "checkpoints"))
     assert newest is not None
-    return tensor_bundles.read_tensors(newest + "/model.ckpt")
+    return weights.read_tensors(newest + "/model.ckpt")
 
 
 def without_dropout(folder: pathlib.Path, **changes: dict) -> run_folder.RunConfig:
@@ -34,7 +35,7 @@ def stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes the process "die" before the steps that follow `step`, with nothing cleaned up."""
     advance = Loop.advance
 
-    def dying(self: Loop, feed: training.Feed) -> None:
+    def dying(self: Loop, feed: batches.Feed) -> None:
         if self.state.progress.step >= step:
             raise KeyboardInterrupt
         advance(self, feed)
@@ -80,10 +81,10 @@ def split_run(folder: pathlib.Path, optimizer: str, accumulation: int) -> run_fo
 @pytest.mark.parametrize(
     ("optimizer", "replicas", "accumulation"),
     [
-        ("sgd", 1, 4),
         ("sgd", 2, 2),
         ("adamw", 2, 1),
         # Each replica is traced again, so the others wait for a run with time.
+        pytest.param("sgd", 1, 4, marks=pytest.mark.slow),
         pytest.param("sgd", 1, 2, marks=pytest.mark.slow),
         pytest.param("sgd", 4, 1, marks=pytest.mark.slow),
         pytest.param("adamw", 2, 2, marks=pytest.mark.slow),
@@ -109,7 +110,12 @@ def test_replicas_and_accumulation_give_the_same_update(
 
 @pytest.mark.parametrize(
     "died_at",
-    [5, 8, pytest.param(3, marks=pytest.mark.slow), pytest.param(10, marks=pytest.mark.slow)],
+    [
+        5,
+        pytest.param(8, marks=pytest.mark.slow),
+        pytest.param(3, marks=pytest.mark.slow),
+        pytest.param(10, marks=pytest.mark.slow),
+    ],
 )
 def test_a_resumed_run_ends_with_the_same_bits(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, died_at: int
@@ -154,7 +160,7 @@ def test_sigterm_saves_and_says_so(tmp_path: pathlib.Path, monkeypatch: pytest.M
     run = tiny_run(tmp_path)
     advance = Loop.advance
 
-    def terminate(self: Loop, feed: training.Feed) -> None:
+    def terminate(self: Loop, feed: batches.Feed) -> None:
         self.terminated = self.state.progress.step >= 4
         advance(self, feed)
 
@@ -237,7 +243,7 @@ def test_one_graph_serves_all_widths_and_counts(tmp_path: pathlib.Path) -> None:
     loops: list[Loop] = []
     original = Loop.run_from
 
-    def keep(self: Loop, examples: training.batches.Examples) -> None:
+    def keep(self: Loop, examples: batches.Examples) -> None:
         loops.append(self)
         original(self, examples)
 

@@ -7,6 +7,7 @@ import tiny_checkpoint as tiny
 
 from bert_tf import heads
 from bert_tf.encoder import BertEncoder, variables_by_name
+from bert_tf.tasks.classification import ClassificationHead
 from bert_tf.weights import assign, check_shapes, count_layers, expected_shapes, weight_table
 
 ALL_SHAPES = {name: shape for shapes in tiny.MODELS.values() for name, shape in shapes.items()}
@@ -27,7 +28,7 @@ def test_table_has_every_variable_of_the_model() -> None:
         BertEncoder(tiny.CONFIG),
         heads.MaskedLMHead(tiny.CONFIG),
         heads.NextSentenceHead(tiny.CONFIG),
-        heads.ClassificationHead(3, tiny.CONFIG, 0.1),
+        ClassificationHead(3, tiny.CONFIG, 0.1),
     )
     shapes = {
         name: tuple(variable.shape)

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from bert_tf.checkpoints import read_pretrained
 from bert_tf.config import RunConfig
 from bert_tf.distribution import Accelerator, cpu_strategy
-from bert_tf.pretrained import read_pretrained
 from bert_tf.tasks import TASKS
 from bert_tf.training import train
 

@@ -15,6 +15,7 @@ BATCH_SIZE = 32
 EPOCHS = 3.0
 LEARNING_RATES = (5e-5, 4e-5, 3e-5, 2e-5)
 
+SPLITS = ("train", "dev", "test", "dev_mismatched", "test_mismatched")  # the last two: MNLI
 FILES: dict[str, tuple[str, ...]] = {
     "train": ("train.tsv",),
     "dev": ("dev.tsv",),

@@ -8,7 +8,7 @@ import pytest
 
 from bert_tf import metrics
 from bert_tf.data.glue import GLUE, read_split, write_submission
-from bert_tf.data.labels import Labels
+from bert_tf.tasks.classification import Labels
 
 # Official headers; a train or dev row, and a test row. MRPC's official files begin with a BOM.
 LAYOUTS = {

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from bert_tf.config import DataConfig
-from bert_tf.data import rows
+from bert_tf.data import text as text_module
 from bert_tf.data.text import LIST_MARK, Columns, columns_of, read_examples
 
 TEXT = Columns("text", label="label")
@@ -55,7 +55,7 @@ def test_pairs_and_index(write: Write) -> None:
 
 
 @pytest.mark.parametrize("line_end", ["\n", "\r\n"])
-@pytest.mark.parametrize("mark", [b"", rows.BYTE_ORDER_MARK])
+@pytest.mark.parametrize("mark", [b"", text_module.BYTE_ORDER_MARK])
 @pytest.mark.parametrize("ending", [".tsv", ".csv"])
 def test_byte_order_mark_line_ends_and_missing_last_newline(
     write: Write, ending: str, mark: bytes, line_end: str
@@ -87,7 +87,7 @@ def test_lines_are_joined_across_blocks(write: Write, monkeypatch: pytest.Monkey
     whole = read_examples(path, TEXT)
     assert whole.text_a == [f"números {n}".encode() for n in range(50)]
     for size in (1, 7, 16):
-        monkeypatch.setattr(rows, "BLOCK_BYTES", size)
+        monkeypatch.setattr(text_module, "BLOCK_BYTES", size)
         assert read_examples(path, TEXT) == whole
 
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from bert_tf.kernels import MASKED_SCORE
-from bert_tf.layout import (
+from bert_tf.encoder import (
     Layout,
     PaddedLayout,
     UnpaddedLayout,
@@ -15,6 +14,7 @@ from bert_tf.layout import (
     merge_heads,
     split_heads,
 )
+from bert_tf.kernels import MASKED_SCORE
 
 MASK = np.array([[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1]], np.int32)
 LAYOUTS = pytest.mark.parametrize("layout_class", [PaddedLayout, UnpaddedLayout])

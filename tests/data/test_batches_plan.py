@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bert_tf.data.plans import (
+from bert_tf.data.batches import (
     NOT_AN_EXAMPLE,
     by_width,
     epoch_plan,

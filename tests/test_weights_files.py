@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 import tiny_checkpoint as tiny
 
-from bert_tf.tensor_bundles import find_prefix, read_tensors, read_weights, write_tensors
+from bert_tf.weights import find_prefix, read_tensors, read_weights, write_tensors
 
 GOLDEN_PREFIX = str(tiny.GOLDEN / "bert_model.ckpt")
 DATA = ".data-00000-of-00001"

@@ -11,13 +11,12 @@ import tensorflow as tf
 
 import bert_tf
 from bert_tf import run_folder
+from bert_tf.checkpoints import load, read_pretrained
 from bert_tf.config import BertConfig, ModelConfig, RunConfig, write_json
-from bert_tf.encoder import variables_by_name
-from bert_tf.layout import Layout, PaddedLayout, UnpaddedLayout
-from bert_tf.pretrained import load, read_pretrained
+from bert_tf.encoder import Layout, PaddedLayout, UnpaddedLayout, variables_by_name
 from bert_tf.run_folder import Progress
-from bert_tf.tensor_bundles import read_tensors
 from bert_tf.tokenization import Tokenizer
+from bert_tf.weights import read_tensors
 from tests import tiny_checkpoint
 
 GOLDENS = pathlib.Path(__file__).parent / "goldens" / "hf"

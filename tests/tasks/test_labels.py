@@ -7,8 +7,8 @@ import pathlib
 import numpy as np
 import pytest
 
-from bert_tf.data.labels import Labels
 from bert_tf.data.text import LIST_MARK, TextExamples
+from bert_tf.tasks.classification import Labels
 
 
 def examples_of(*labels: str, source: str = "dev.tsv") -> TextExamples:

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import tiny_checkpoint as tiny
 
-from bert_tf import checkpoints
-from bert_tf.checkpoints import Checkpoint, read_checkpoint, write_hugging_face, write_tf1
+from bert_tf import conversion
+from bert_tf.checkpoints import Checkpoint, read_checkpoint
 from bert_tf.config import write_json
+from bert_tf.conversion import write_hugging_face, write_tf1
 
 HUGGING_FACE_GOLDENS = pathlib.Path(__file__).parent / "goldens" / "hf"
 
@@ -157,7 +158,7 @@ def test_an_error_leaves_nothing_behind(
     def fail(*unused_arguments: object) -> None:
         raise error
 
-    monkeypatch.setattr(checkpoints, "write_text_files", fail)
+    monkeypatch.setattr(conversion, "write_text_files", fail)
     with pytest.raises(type(error)):
         write(str(tmp_path / "new"), checkpoint)
     assert os.listdir(tmp_path) == ["original"]
