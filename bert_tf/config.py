@@ -167,7 +167,8 @@ class ModelConfig:
 class DataConfig:
     """Where the examples are and how they are cut.
 
-    Files are TSV, CSV or JSONL by their ending; `tfds:NAME/SPLIT` reads a TensorFlow Dataset.
+    Files are TSV, CSV or JSONL by their ending; `tfds:NAME/SPLIT` reads a TensorFlow Dataset. For
+    pre-training they are patterns of TFRecord files, with commas between several.
     """
 
     train: str = ""
@@ -182,6 +183,15 @@ class DataConfig:
     max_seq_length: int = 128
     bucket_window: int = 50  # batches that are sorted by length together; 1 keeps plain shuffling
 
+    def check_length(self, config: BertConfig) -> None:
+        """Raises ValueError where rows may be longer than the model's position table."""
+        if self.max_seq_length > config.max_position_embeddings:
+            raise ValueError(
+                f"config.data.max_seq_length={self.max_seq_length} exceeds the position table of "
+                f"the model (max_position_embeddings={config.max_position_embeddings}); lower it, "
+                "or use a model with a longer table (scripts/extend_checkpoint.py makes one)."
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class TaskConfig:
@@ -191,6 +201,7 @@ class TaskConfig:
     glue: str = ""  # a key of bert_tf.data.glue.GLUE; it fills in columns, labels and metrics
     kind: str = "class"  # "class", "multilabel" or "regression"
     dropout: float = 0.1  # before the classifier, as in the original release
+    next_sentence: bool = True  # pre-training: False learns masked words alone, without a pooler
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,6 +40,7 @@ from bert_tf.conversion import new_folder
 from bert_tf.data import glue
 from bert_tf.encoder import UnpaddedLayout, variables_by_name
 from bert_tf.restore import OpenedRun
+from bert_tf.tasks import only_classification
 from bert_tf.tasks.classification import ClassificationTask as Task
 from bert_tf.tasks.classification import Classifier
 from bert_tf.tokenization import Tokenizer
@@ -75,7 +76,7 @@ def export_saved_model(opened: OpenedRun, folder: str) -> str:
     Raises:
         ValueError: the folder cannot be written.
     """
-    task = opened.task
+    task = only_classification(opened.task, "be exported")
     target = os.path.join(folder, str(next_version(folder)))
     with new_folder(target) as temporary:
         model = float32_model(opened)
@@ -299,7 +300,7 @@ def warmup_requests(task: Task) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def model_card(opened: OpenedRun, signatures: Mapping[str, Signature]) -> dict[str, Any]:
     """What somebody who finds the model wants to know, for JSON."""
-    task, run = opened.task, opened.run
+    task, run = only_classification(opened.task, "be exported"), opened.run
     return {
         "task": dataclasses.asdict(run.task),
         "labels": list(task.labels.names),

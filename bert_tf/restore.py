@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import os
 
+import tensorflow as tf
 from absl import logging
 
 from bert_tf import run_folder
 from bert_tf.config import BertConfig, RunConfig
 from bert_tf.encoder import Layout, PaddedLayout, variables_by_name
 from bert_tf.tasks import TASKS
-from bert_tf.tasks.classification import ClassificationTask as Task
-from bert_tf.tasks.classification import Classifier
+from bert_tf.tasks.contract import Task
 from bert_tf.tokenization import Tokenizer
 from bert_tf.weights import assign, read_weights
 
@@ -26,7 +26,7 @@ class OpenedRun:
 
     run: RunConfig
     task: Task
-    model: Classifier
+    model: tf.Module
     metrics: dict[str, float]  # of the best evaluation, with its `step`; empty if there was none
     weights_from: str  # the step folder
 

@@ -19,7 +19,6 @@ import json
 import os
 import re
 import time
-import zlib
 from typing import Any
 
 import numpy as np
@@ -29,11 +28,10 @@ from absl import logging
 
 from bert_tf.checkpoints import Pretrained
 from bert_tf.config import RunConfig, read_json, write_json
-from bert_tf.data import batches
 from bert_tf.distribution import Accelerator
 from bert_tf.encoder import variables_by_name
 from bert_tf.optimization import Optimizer
-from bert_tf.tasks.classification import ClassificationTask as Task
+from bert_tf.tasks.contract import Task, TrainingData
 from bert_tf.weights import assign, read_tensors, write_tensors
 
 STEP_FOLDER = re.compile(r"step-(\d{8})/?$")
@@ -360,11 +358,9 @@ def start(
     return state
 
 
-def check_same_data(progress: Progress, examples: batches.Examples, workdir: str) -> None:
+def check_same_data(progress: Progress, data: TrainingData, workdir: str) -> None:
     """Raises ValueError where a resumed run would go on with other data than it began with."""
-    fingerprint = zlib.crc32(examples.token_ids.tobytes())
-    for target in examples.targets.values():
-        fingerprint = zlib.crc32(np.ascontiguousarray(target).tobytes(), fingerprint)
+    fingerprint = data.fingerprint()
     if progress.step and progress.data_fingerprint != fingerprint:
         raise ValueError(
             f"the training data are not those that {workdir} was trained on so far; restore them, "

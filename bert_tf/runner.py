@@ -15,7 +15,7 @@ from bert_tf.checkpoints import read_pretrained
 from bert_tf.config import RunConfig
 from bert_tf.restore import OpenedRun, open_run
 from bert_tf.tasks import TASKS
-from bert_tf.tasks.classification import ClassificationTask as Task
+from bert_tf.tasks.contract import Task
 from bert_tf.training import Evaluator
 
 

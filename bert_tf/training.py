@@ -1,7 +1,7 @@
 """The one training loop, for every task and every device.
 
 A step is: losses of each replica's share of the batch -> gradients -> sum over replicas -> clipping
-by the norm of the global gradient -> update. Losses are sums divided by the weight of the *global*
+by the norm of the global gradient -> update. Losses are sums divided by the weights of the *global*
 batch, so that 1 or N replicas, and 1 or N micro-batches, give the same update. Below it, from the
 top: the run, the loop on the host, the step on the device, and evaluation.
 
@@ -17,7 +17,7 @@ import os
 import signal
 import time
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -31,7 +31,7 @@ from bert_tf.distribution import Accelerator
 from bert_tf.encoder import variables_by_name
 from bert_tf.optimization import Optimizer
 from bert_tf.run_folder import SUMS, MetricsLog, Reporter, TrainingState, check_same_data, start
-from bert_tf.tasks.classification import ClassificationTask as Task
+from bert_tf.tasks.contract import Features, Feed, Task, TrainingData
 
 
 class Preempted(Exception):  # noqa: N818 - not an error: everything is saved
@@ -71,23 +71,23 @@ def train(
     if accelerator.is_chief:
         run_folder.prepare(workdir, run)
         run_folder.save_assets(workdir, task)
-    train_examples, dev_examples = task.examples("train"), task.examples("dev")
-    total_steps = batches.count_steps(run.train, len(train_examples))
+    training_data, dev_examples = task.training_data(), task.examples("dev")
+    total_steps = batches.count_steps(run.train, len(training_data))
     logging.info(
         "%s training and %s dev examples; %d steps of %d examples (%d on each replica).",
-        f"{len(train_examples):,}",
+        f"{len(training_data):,}",
         f"{len(dev_examples):,}",
         total_steps,
         run.train.global_batch_size,
         run.train.global_batch_size // accelerator.replicas,
     )
     state = start(run, workdir, accelerator, task, pretrained, total_steps)
-    check_same_data(state.progress, train_examples, workdir)
+    check_same_data(state.progress, training_data, workdir)
     loop = Loop(run, workdir, accelerator, task, state, total_steps, dev_examples, chosen)
     if state.progress.step >= total_steps or loop.has_stalled():
         logging.info("Nothing left to train: %s is at step %d.", workdir, state.progress.step)
     else:
-        loop.run_from(train_examples)
+        loop.run_from(training_data)
     return state.progress.best
 
 
@@ -104,7 +104,7 @@ def check_metric(run: RunConfig, task: Task) -> str:
 
 def is_better(chosen: str, metrics: dict[str, float], than: dict[str, float]) -> bool:
     """Whether `metrics` beat `than`: higher is better, but for losses."""
-    sign = -1.0 if chosen == "loss" else 1.0
+    sign = -1.0 if chosen.endswith("loss") else 1.0
     return sign * metrics[chosen] > sign * than[chosen]
 
 
@@ -134,20 +134,12 @@ class Loop:
         self.evaluator = Evaluator(self.run, self.accelerator, self.task, self.state.model)
         self.terminated = False
 
-    def run_from(self, examples: batches.Examples) -> None:
+    def run_from(self, data: TrainingData) -> None:
         """Trains from the current step to the end of the run."""
-        widths = batches.widths_for(self.run.data.max_seq_length, self.accelerator.static_shapes)
-        plan = batches.training_plan(
-            examples.lengths,
-            self.run.train.global_batch_size,
-            widths,
-            self.run.train.seed,
-            self.run.data.bucket_window,
-            self.total_steps,
-        )
         previous = listen_for_sigterm(self)
         try:
-            feed = batches.Feed(examples, plan, self.state.progress.step, self.accelerator)
+            step = self.state.progress.step
+            feed = data.feed(self.run, step, self.total_steps, self.accelerator)
             while self.state.progress.step < self.total_steps:
                 self.advance(feed)
                 if self.has_stalled():
@@ -158,7 +150,7 @@ class Loop:
             if previous is not None:
                 signal.signal(signal.SIGTERM, previous)
 
-    def advance(self, feed: batches.Feed) -> None:
+    def advance(self, feed: Feed) -> None:
         """Runs a few steps on the device, then logs, evaluates and saves as they fall due."""
         progress, train = self.state.progress, self.run.train
         boundaries = (train.log_every, train.eval_every, train.save_every)
@@ -214,7 +206,6 @@ class Loop:
         progress = self.state.progress
         outputs = self.evaluator.predict(self.dev_examples)
         metrics = self.task.metrics(outputs, self.dev_examples.targets)
-        metrics["loss"] = float(outputs["loss"].mean())
         scalars = {f"eval/{name}": value for name, value in metrics.items()}
         self.write(scalars)
         self.reporter.scalars(progress.step, scalars)
@@ -267,8 +258,7 @@ def listen_for_sigterm(loop: Loop) -> signal.Handlers | None:
 # ------------------------------------------------------------------------- the step on the device
 # losses -> gradients -> sum over replicas -> clip -> update
 
-Features = Mapping[str, tf.Tensor]
-# (batch, seed, weight of the global batch, loss scale) -> (loss, gradients)
+# (batch, seed, loss weights of the global batch, loss scale) -> (loss, gradients)
 GradientFunction = Callable[
     [Features, tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, list[tf.Tensor]]
 ]
@@ -295,11 +285,12 @@ def make_train_steps(
         context = tf.distribute.get_replica_context()
         total = tf.distribute.ReduceOp.SUM
         weight = context.all_reduce(total, tf.reduce_sum(batch["weight"]))
+        loss_weights = context.all_reduce(total, task.loss_weights(batch))  # [T]
         seed = tf.random.fold_in(
             tf.stack([run.train.seed, tf.cast(context.replica_id_in_sync_group, tf.int32)]),
             tf.cast(optimizer.step, tf.int32),
         )
-        loss, gradients = gradients_of(batch, seed, weight, optimizer.loss_scale)
+        loss, gradients = gradients_of(batch, seed, loss_weights, optimizer.loss_scale)
         loss = context.all_reduce(total, loss)
         update = optimizer.apply_gradients(context.all_reduce(total, gradients))
         is_bad = ~(tf.math.is_finite(loss) & update["usable"])
@@ -339,25 +330,26 @@ def make_train_steps(
 
 
 def make_gradients(task: Task, model: tf.Module, accumulation: int) -> GradientFunction:
-    """Returns a function of (batch, seed, global weight, loss scale) to (loss, dense gradients).
+    """Returns a function of (batch, seed, loss weights, loss scale) to (loss, dense gradients).
 
-    The loss is this replica's share of the mean loss of the global batch.
+    The loss is this replica's share of the mean loss of the global batch, whose loss weights [T]
+    are given.
     """
     weights = list(variables_by_name(model).values())
 
     def micro_gradients(
-        batch: Features, seed: tf.Tensor, weight: tf.Tensor, scale: tf.Tensor
+        batch: Features, seed: tf.Tensor, loss_weights: tf.Tensor, scale: tf.Tensor
     ) -> tuple[tf.Tensor, list[tf.Tensor]]:
         with tf.GradientTape() as tape:
-            losses = task.losses(model, batch, seed)  # [B]
-            loss = tf.reduce_sum(losses * batch["weight"]) / tf.maximum(weight, 1.0)
+            sums = task.loss_sums(model, batch, seed)  # [T]
+            loss = tf.reduce_sum(sums / tf.maximum(loss_weights, 1.0))
             scaled = loss * scale
         # Gradients of tables come as one row an occurrence; norm and update need the sum.
         gradients = tape.gradient(scaled, weights, unconnected_gradients="zero")
         return loss, [tf.convert_to_tensor(gradient) / scale for gradient in gradients]
 
     def accumulated(
-        batch: Features, seed: tf.Tensor, weight: tf.Tensor, scale: tf.Tensor
+        batch: Features, seed: tf.Tensor, loss_weights: tf.Tensor, scale: tf.Tensor
     ) -> tuple[tf.Tensor, list[tf.Tensor]]:
         size = tf.shape(batch["weight"])[0] // accumulation
 
@@ -365,7 +357,9 @@ def make_gradients(task: Task, model: tf.Module, accumulation: int) -> GradientF
             index: tf.Tensor, loss: tf.Tensor, sums: list[tf.Tensor]
         ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
             part = {name: v[index * size : (index + 1) * size] for name, v in batch.items()}
-            more_loss, more = micro_gradients(part, tf.random.fold_in(seed, index), weight, scale)
+            more_loss, more = micro_gradients(
+                part, tf.random.fold_in(seed, index), loss_weights, scale
+            )
             return index + 1, loss + more_loss, [a + b for a, b in zip(sums, more, strict=True)]
 
         zeros = [tf.zeros(variable.shape) for variable in weights]

@@ -14,6 +14,7 @@ from absl import flags
 
 from bert_tf import command_line, prediction, runner
 from bert_tf.data import glue
+from bert_tf.tasks import only_classification
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "Folder for the predictions.", required=True)
@@ -25,7 +26,7 @@ ACCELERATOR = flags.DEFINE_string("accelerator", None, "auto, cpu, gpu or tpu.")
 def main(unused_argv: list[str]) -> None:
     """Predicts as the flags say."""
     session = runner.open_session(WORKDIR.value, ACCELERATOR.value)
-    task = session.task_for(SPLIT.value, INPUT.value)
+    task = only_classification(session.task_for(SPLIT.value, INPUT.value), "label a file")
     texts = task.texts(SPLIT.value)
     # Labels that the file may have are not needed, and need not be ones that the model knows.
     unlabelled = dataclasses.replace(texts, labels=None)

@@ -9,13 +9,14 @@ of a batch is padding.
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, overload
 
 import numpy as np
 import tensorflow as tf
 
-from bert_tf.config import TrainConfig
+from bert_tf.config import RunConfig, TrainConfig
 from bert_tf.data.text import TextExamples
 from bert_tf.distribution import Accelerator
 
@@ -267,6 +268,27 @@ class Examples:
     def lengths(self) -> np.ndarray:
         """Tokens of each example, special tokens included; int64 [E]."""
         return np.diff(self.row_splits)
+
+    def fingerprint(self) -> int:
+        """A checksum of tokens and targets."""
+        fingerprint = zlib.crc32(self.token_ids.tobytes())
+        for target in self.targets.values():
+            fingerprint = zlib.crc32(np.ascontiguousarray(target).tobytes(), fingerprint)
+        return fingerprint
+
+    def feed(
+        self, run: RunConfig, first_step: int, total_steps: int, accelerator: Accelerator
+    ) -> Feed:
+        """The batches of a run, by its plan, from one of its steps on."""
+        plan = training_plan(
+            self.lengths,
+            run.train.global_batch_size,
+            widths_for(run.data.max_seq_length, accelerator.static_shapes),
+            run.train.seed,
+            run.data.bucket_window,
+            total_steps,
+        )
+        return Feed(self, plan, first_step, accelerator)
 
 
 def tokenize(

@@ -22,6 +22,7 @@ from bert_tf.config import BertConfig, RunConfig, read_json, write_json
 from bert_tf.data import batches, glue, text
 from bert_tf.data.text import LIST_MARK, TextExamples, did_you_mean, shorten
 from bert_tf.encoder import BertEncoder, Layout, OutputLayer, PaddedLayout
+from bert_tf.tasks.contract import Features
 from bert_tf.tokenization import Tokenizer
 
 METRICS = {
@@ -332,12 +333,19 @@ class ClassificationTask:
         targets = {} if texts.labels is None else {"label": self.labels.encode(texts)}
         return batches.tokenize(self.tokenizer, texts, self.run.data.max_seq_length, targets)
 
-    def losses(
-        self, model: Classifier, batch: Mapping[str, tf.Tensor], seed: tf.Tensor
-    ) -> tf.Tensor:
-        """Loss of each example, float32 [B]; `seed` int32 [2] drives dropout."""
+    def training_data(self) -> batches.Examples:
+        """The training examples, in memory."""
+        return self.examples("train")
+
+    def loss_weights(self, batch: Features) -> tf.Tensor:
+        """Examples of the batch, float32 [1]: the loss is their mean."""
+        return tf.reduce_sum(batch["weight"], keepdims=True)
+
+    def loss_sums(self, model: tf.Module, batch: Features, seed: tf.Tensor) -> tf.Tensor:
+        """Loss summed over the examples, float32 [1]; `seed` int32 [2] drives dropout."""
         logits = model(batch, training=True, seed=seed)  # [B, C]
-        return self.example_losses(logits, batch["label"])
+        losses = self.example_losses(logits, batch["label"])  # [B]
+        return tf.reduce_sum(losses * batch["weight"], keepdims=True)
 
     def example_losses(self, logits: tf.Tensor, label: tf.Tensor) -> tf.Tensor:
         """Cross-entropy, summed binary cross-entropy, or squared error: [B, C] to [B]."""
@@ -348,7 +356,7 @@ class ClassificationTask:
             return tf.reduce_mean(each, axis=-1)
         return kernels.softmax_cross_entropy(logits, label)
 
-    def predict(self, model: Classifier, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def predict(self, model: tf.Module, batch: Features) -> dict[str, tf.Tensor]:
         """What evaluation and prediction keep of each example.
 
         Returns:
@@ -377,10 +385,10 @@ class ClassificationTask:
     def metrics(
         self, outputs: Mapping[str, np.ndarray], targets: Mapping[str, np.ndarray]
     ) -> dict[str, float]:
-        """Metrics over all examples: outputs of `predict`, concatenated, and targets [E, ...]."""
-        return metric_functions.compute(
-            self.metric_names, targets["label"], self.decisions(outputs["probabilities"])
-        )
+        """Metrics and mean loss of all examples: outputs of `predict`, and targets [E, ...]."""
+        decisions = self.decisions(outputs["probabilities"])
+        measured = metric_functions.compute(self.metric_names, targets["label"], decisions)
+        return measured | {"loss": float(outputs["loss"].mean())}
 
     def decisions(self, probabilities: np.ndarray) -> np.ndarray:
         """Class numbers [E], 0/1 for each label [E, C], or scores [E]."""
@@ -434,15 +442,9 @@ def check_settings(run: RunConfig, config: BertConfig) -> None:
         )
     if run.task.kind not in METRICS:
         raise ValueError(f"config.task.kind={run.task.kind!r} must be one of {', '.join(METRICS)}.")
-    length = run.data.max_seq_length
-    if length > config.max_position_embeddings:
+    run.data.check_length(config)
+    if run.data.max_seq_length < 3 + bool(run.data.text_b):
         raise ValueError(
-            f"config.data.max_seq_length={length} exceeds the position table of the model "
-            f"(max_position_embeddings={config.max_position_embeddings}); lower it, or use a model "
-            "with a longer table."
-        )
-    if length < 3 + bool(run.data.text_b):
-        raise ValueError(
-            f"config.data.max_seq_length={length} leaves no room for text beside [CLS] and [SEP]; "
-            "128 is usual."
+            f"config.data.max_seq_length={run.data.max_seq_length} leaves no room for text beside "
+            "[CLS] and [SEP]; 128 is usual."
         )

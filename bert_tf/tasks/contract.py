@@ -1,0 +1,120 @@
+"""What the loop, the run folder and restoring ask of a task: every task is one class that has this.
+
+Legend: B batch, T terms of a loss, E examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import numpy as np
+import tensorflow as tf
+
+from bert_tf.config import BertConfig, RunConfig
+from bert_tf.data.batches import Examples
+from bert_tf.distribution import Accelerator
+from bert_tf.encoder import Layout, PaddedLayout
+from bert_tf.tokenization import Tokenizer
+
+Features = Mapping[str, tf.Tensor]  # a batch, or a micro-batch of it: each [B, ...]
+
+
+class Feed(Protocol):
+    """Hands out the batches of a run, from one of its steps on."""
+
+    def next(self, most: int) -> tuple[tf.data.Iterator, int]:
+        """An iterator, and for how many steps (at most `most`) it is the one to use."""
+
+
+class TrainingData(Protocol):
+    """What a run trains on. Its batches are a pure function of (data, seed, step).
+
+    A batch has `token_ids`, `segment_ids` and `mask` int32 [B, S], `weight` float32 [B] (0 on rows
+    that are no example) and whatever else the task's losses need, each [B, ...].
+    """
+
+    def __len__(self) -> int:
+        """Examples of one epoch, E."""
+
+    def fingerprint(self) -> int:
+        """A number that other data do not have."""
+
+    def feed(
+        self, run: RunConfig, first_step: int, total_steps: int, accelerator: Accelerator
+    ) -> Feed:
+        """The batches from `first_step` to the end of the run."""
+
+
+Self = TypeVar("Self", bound="Task")
+
+
+class Task(Protocol):
+    """A task is a frozen dataclass with these fields and methods."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def run(self) -> RunConfig:
+        """The run that the task belongs to."""
+
+    @property
+    def config(self) -> BertConfig:
+        """The shape of the encoder."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The vocabulary and casing of the model."""
+
+    @property
+    def fresh_weights(self) -> tuple[str, ...]:
+        """Prefixes of weights that a pre-trained checkpoint need not bring."""
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """What `metrics` measures; the first one chooses the best weights."""
+
+    @classmethod
+    def from_data(
+        cls: type[Self], run: RunConfig, config: BertConfig, tokenizer: Tokenizer
+    ) -> Self:
+        """The task of a new run; raises ValueError where data or settings cannot work."""
+
+    @classmethod
+    def from_folder(
+        cls: type[Self], run: RunConfig, config: BertConfig, tokenizer: Tokenizer, folder: str
+    ) -> Self:
+        """The task as an earlier run saved it."""
+
+    def save(self, folder: str) -> None:
+        """Writes what `from_folder` reads."""
+
+    def build_model(self, layout: type[Layout] = PaddedLayout) -> tf.Module:
+        """A model with fresh weights, to be called inside `strategy.scope()`."""
+
+    def training_data(self) -> TrainingData:
+        """What to train on."""
+
+    def examples(self, split: str) -> Examples:
+        """The examples of `train`, `dev` or `test`, in memory, to be measured."""
+
+    def loss_weights(self, batch: Features) -> tf.Tensor:
+        """What each term of the loss counts in this batch, float32 [T]: examples, masked words.
+
+        The loop sums it over the global batch before any loss is divided by it.
+        """
+
+    def loss_sums(self, model: tf.Module, batch: Features, seed: tf.Tensor) -> tf.Tensor:
+        """Each term of the loss summed over this batch, float32 [T].
+
+        The loss of a step is the sum over the terms of (sum / weight of the global batch), so that
+        replicas and micro-batches change nothing. `seed` int32 [2] drives dropout.
+        """
+
+    def predict(self, model: tf.Module, batch: Features) -> dict[str, tf.Tensor]:
+        """What evaluation keeps of each example: [B, ...] each."""
+
+    def metrics(
+        self, outputs: Mapping[str, np.ndarray], targets: Mapping[str, np.ndarray]
+    ) -> dict[str, float]:
+        """`metric_names` and `loss`: from outputs of `predict` for all examples, and targets."""
