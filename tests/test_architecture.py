@@ -25,6 +25,8 @@ LAYERS = {
     "unicode_table": 0,
     "checkpoints": 1,
     "conversion": 1,
+    "extension": 1,
+    "vocabulary": 1,
     "distribution": 1,
     "encoder": 1,
     "heads": 1,
@@ -37,6 +39,7 @@ LAYERS = {
     "tasks": 3,
     "command_line": 4,
     "export": 4,
+    "masked_words": 4,
     "prediction": 4,
     "restore": 4,
     "run_folder": 4,
@@ -59,6 +62,7 @@ MODULES = {
     "tensorflow-datasets": "tensorflow_datasets",
     "tensorflow-text": "tensorflow_text",
     "tf_keras": "tf_keras",
+    "tokenizers": "tokenizers",
     "protobuf": "google",  # comes with every build of TensorFlow, whose files are its messages
 }
 

@@ -22,6 +22,7 @@ from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 
 from bert_tf.config import BertConfig, RunConfig
 from bert_tf.data.batches import Examples
@@ -145,7 +146,7 @@ def check_record(file: str, record: bytes, run: RunConfig, config: BertConfig) -
     """The sizes of one record; raises ValueError where this run cannot use it."""
     try:
         features = tf.train.Example.FromString(record).features.feature
-    except ValueError as error:  # protobuf's DecodeError is one
+    except DecodeError as error:
         raise ValueError(f"{file}: the first record is no tf.train.Example ({error}).") from None
     next_sentence = run.task.next_sentence
     wanted = [*OF_TOKENS, *OF_MASKED, *([NEXT_SENTENCE] if next_sentence else [])]

@@ -88,7 +88,7 @@ def test_every_record_comes_once_an_epoch_and_whole(
 
 
 def test_epochs_follow_without_a_gap(corpus: tuple[tuple[str, ...], Arrays]) -> None:
-    """Batches of 10 in 64 records: the seventh has the end of one epoch and the start of the next."""
+    """Batches of 10 in 64 records: the seventh has the end of an epoch and the start of another."""
     whole = numbers_of(index(corpus).dataset(10, seed=0), 32).reshape(-1)
     for epoch in range(5):
         assert sorted(whole[64 * epoch : 64 * (epoch + 1)]) == list(range(64))
