@@ -48,8 +48,7 @@ def test_words_are_those_of_the_original_release(lower_case: bool) -> None:
     texts = [json.loads(line)["text"] for line in GOLDENS.read_text("utf-8").splitlines()]
     words = [word for text in texts for word in basic_tokenize(text, lower_case, lower_case)]
     expected = [word for word in words if len(word) <= 200 and is_known(word)]
-    assert 0 < len(words) - len(expected) < 50
-    assert len(expected) > 1000
+    assert len(expected) > 3000
     assert WordSplitter(lower_case).words(texts) == expected
 
 
