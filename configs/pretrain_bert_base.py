@@ -14,9 +14,9 @@ Device:  4 Cloud TPUs in Pod configuration, 16 chips (paper); 256 sequences a st
 Hours:   not run by us; 4 days (paper).
 Score:   ours: not run.
 
-Phase 1 has 90% of the steps with 128 tokens, phase 2 the rest with 512, and the rate falls along one
-line through both. Phase 2 begins from the weights of phase 1 without its optimizer slots, so that
-it warms up for 1% of its steps, which the original did not.
+Phase 1 has 90% of the steps with 128 tokens, phase 2 the rest with 512, and the rate falls along
+one line through both. Phase 2 begins from the weights of phase 1 without its optimizer slots, so
+that it warms up for 1% of its steps, which the original did not.
 """
 
 from ml_collections import ConfigDict

@@ -26,15 +26,10 @@ from bert_tf.checkpoints import Checkpoint
 from bert_tf.config import BertConfig, DataConfig, RunConfig, TaskConfig
 from bert_tf.distribution import cpu_strategy
 from bert_tf.encoder import BertEncoder, Layout, PaddedLayout, UnpaddedLayout, variables_by_name
-from bert_tf.heads import MaskedLMHead, NextSentenceHead
 from bert_tf.restore import OpenedRun
-from bert_tf.tasks import TASKS
-from bert_tf.tasks.classification import (
-    METRICS,
-    ClassificationHead,
-    ClassificationTask,
-    Labels,
-)
+from bert_tf.tasks import TASKS, pretraining
+from bert_tf.tasks import classification as classification_task
+from bert_tf.tasks.classification import METRICS, ClassificationTask, Labels
 from bert_tf.tokenization import Tokenizer
 from bert_tf.weights import assign
 
@@ -60,7 +55,7 @@ FEATURES = {
     "token_ids": TOKEN_IDS * MASK,
     "segment_ids": (np.arange(12) >= np.array([[5], [3], [12], [2]])) * MASK,
     "mask": MASK,
-    "positions": np.array([[1, 5, 11], [2, 3, 6], [0, 0, 0], [4, 1, 0]], np.int32),  # [B, P]
+    "masked_positions": np.array([[1, 5, 11], [2, 3, 6], [0, 0, 0], [4, 1, 0]], np.int32),  # [B, P]
 }
 
 
@@ -88,23 +83,16 @@ class EncoderModel(tf.Module):
 
 
 class PretrainingModel(tf.Module):
-    """Encoder with the two heads of pre-training."""
+    """Encoder with one or both heads of pre-training."""
 
-    inputs = ("token_ids", "segment_ids", "mask", "positions")
+    inputs = ("token_ids", "segment_ids", "mask", "masked_positions")
 
-    def __init__(self) -> None:
+    def __init__(self, next_sentence: bool = True) -> None:
         super().__init__()
-        self.encoder = BertEncoder(CONFIG)
-        self.masked_lm = MaskedLMHead(CONFIG)
-        self.next_sentence = NextSentenceHead(CONFIG)
+        self.model = pretraining.PretrainingModel(CONFIG, next_sentence)
 
     def __call__(self, features: Mapping[str, tf.Tensor]) -> Tensors:
-        output = self.encoder(*(features[name] for name in EncoderModel.inputs))
-        table = self.encoder.embeddings.word_embeddings
-        return {
-            "masked_lm": self.masked_lm(output.sequence, features["positions"], table),
-            "next_sentence": self.next_sentence(output.pooled),
-        }
+        return self.model(features)
 
 
 class TaskModel(tf.Module):
@@ -152,7 +140,8 @@ class Case:
 CASES = {
     "encoder, padded rows": Case(EncoderModel),
     "encoder, unpadded rows": Case(lambda: EncoderModel(UnpaddedLayout), static_shapes=False),
-    "encoder, masked LM, next sentence": Case(PretrainingModel),
+    "masked LM, next sentence": Case(PretrainingModel, task="pretraining"),
+    "masked LM alone": Case(lambda: PretrainingModel(False), task="pretraining"),
     "one sentence": Case(
         task="classification",
         make_task=lambda: classification(Labels("class", ("bad", "fair", "good"))),
@@ -345,7 +334,7 @@ def test_every_kind_of_classification_is_in_the_table(references: dict[str, Refe
 def test_every_head_is_in_the_table(references: dict[str, Reference]) -> None:
     every_head = {
         value
-        for name, value in (vars(heads) | {"ClassificationHead": ClassificationHead}).items()
+        for name, value in (vars(heads) | vars(classification_task)).items()
         if name.endswith("Head")
         and inspect.isclass(value)
         and issubclass(value, keras.layers.Layer)
