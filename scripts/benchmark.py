@@ -45,7 +45,7 @@ def main(unused_argv: list[str]) -> None:
     tf.config.threading.set_inter_op_parallelism_threads(1)
     logging.info("Load of the machine before: %.2f.", os.getloadavg()[0])
     tokenizer = Tokenizer(VOCAB_FILE.value, LOWER_CASE.value)
-    token_ids = tf.function(lambda text: tokenizer(text).flat_values, autograph=False)
+    token_ids = tf.function(lambda text: tokenizer(text).flat_values)  # type: ignore[union-attr]
     lines = paragraphs(TEXT.value)
     ascii_lines = [line for line in lines if line.isascii()]
     kinds = {
