@@ -58,6 +58,7 @@ MODULES = {
     "safetensors": "safetensors",
     "scikit-learn": "sklearn",
     "scipy": "scipy",
+    "sentencex": "sentencex",
     "tensorflow": "tensorflow",
     "tensorflow-datasets": "tensorflow_datasets",
     "tensorflow-text": "tensorflow_text",

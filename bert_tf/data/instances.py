@@ -91,9 +91,9 @@ class Pairs(NamedTuple):
     b_length: np.ndarray
     random_next: np.ndarray  # B is from another document
 
-    def __getitem__(self, rows: np.ndarray | slice) -> Pairs:  # type: ignore[override]
+    def at(self, rows: np.ndarray) -> Pairs:
         """Some of the pairs."""
-        return Pairs(*(column[rows] for column in tuple(self)))
+        return Pairs(*(column[rows] for column in self))
 
 
 class Instances(NamedTuple):

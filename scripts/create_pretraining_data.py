@@ -1,0 +1,85 @@
+r"""Makes pre-training instances from raw text, in the files of the original release.
+
+    python scripts/create_pretraining_data.py --input_file='text/*.txt' --vocab_file=vocab.txt \
+        --output_file=data/pretraining.tfrecord --dupe_factor=5
+
+writes data/pretraining-00000-of-00012.tfrecord and so on, on all cores. When it is stopped, the
+same command goes on with the shards that are missing. The flags are those of the original
+create_pretraining_data.py, and so are their defaults; the last six are new.
+"""
+
+from __future__ import annotations
+
+import os
+
+from absl import flags, logging
+
+from bert_tf import command_line
+from bert_tf.data.creation import CreationConfig, create_pretraining_data
+from bert_tf.data.instances import InstanceConfig
+
+INPUT = flags.DEFINE_string(
+    "input_file", None, "Files of UTF-8 text; comma-separated patterns.", required=True
+)
+OUTPUT = flags.DEFINE_string(
+    "output_file", None, "NAME.tfrecord, for NAME-00000-of-00012.tfrecord...", required=True
+)
+VOCABULARY = flags.DEFINE_string("vocab_file", None, "vocab.txt, one piece a line.", required=True)
+LOWER_CASE = flags.DEFINE_bool("do_lower_case", True, "False for cased models.")
+WHOLE_WORDS = flags.DEFINE_bool("do_whole_word_mask", False, "Choose all pieces of a word.")
+MAX_SEQ_LENGTH = flags.DEFINE_integer("max_seq_length", 128, "Pieces of an instance, at most.")
+MAX_PREDICTIONS = flags.DEFINE_integer("max_predictions_per_seq", 20, "Masked pieces, at most.")
+SEED = flags.DEFINE_integer("random_seed", 12345, "Same seed, same bytes.")
+DUPES = flags.DEFINE_integer("dupe_factor", 10, "Passes through the text with different masks.")
+MASK_RATE = flags.DEFINE_float("masked_lm_prob", 0.15, "Share of the pieces to predict.")
+SHORT_RATE = flags.DEFINE_float(
+    "short_seq_prob", 0.1, "Share of the passes through a document with shorter instances."
+)
+PROSE = flags.DEFINE_string(
+    "prose", "", "The text is prose in this language (en): paragraphs, not one sentence a line."
+)
+BLANK_LINES = flags.DEFINE_integer(
+    "blank_lines",
+    None,
+    "So many blank lines end a document; 0: only the end of a file does. Default 1, for prose 0.",
+)
+WORD_FORM = flags.DEFINE_enum(
+    "whole_word_form",
+    "per_piece",
+    ["per_piece", "per_word"],
+    "With --do_whole_word_mask: each piece of a chosen word becomes [MASK], itself or another "
+    "piece on its own, as in the original, or all become the same.",
+)
+SHARD_MIB = flags.DEFINE_float("shard_mib", 4.0, "MiB of text for each output file, about.")
+PROCESSES = flags.DEFINE_integer("processes", 0, "At the same time; 0: one for each core.")
+
+
+def main(unused_argv: list[str]) -> None:
+    """Makes the files."""
+    # The workers inherit both: text needs no GPU, and one start-up notice is enough.
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    config = CreationConfig(
+        input_file=INPUT.value,
+        output_file=OUTPUT.value,
+        vocab_file=VOCABULARY.value,
+        lower_case=LOWER_CASE.value,
+        random_seed=SEED.value,
+        language=PROSE.value,
+        blank_lines=int(not PROSE.value) if BLANK_LINES.value is None else BLANK_LINES.value,
+        shard_bytes=int(SHARD_MIB.value * (1 << 20)),
+        instances=InstanceConfig(
+            max_seq_length=MAX_SEQ_LENGTH.value,
+            max_predictions_per_seq=MAX_PREDICTIONS.value,
+            masked_lm_prob=MASK_RATE.value,
+            short_seq_prob=SHORT_RATE.value,
+            dupe_factor=DUPES.value,
+            whole_words=WORD_FORM.value if WHOLE_WORDS.value else "",
+        ),
+    )
+    made = create_pretraining_data(config, PROCESSES.value or os.cpu_count() or 1)
+    logging.info("made %s instances, %s tokens", f"{made.instances:,}", f"{made.tokens:,}")
+
+
+if __name__ == "__main__":
+    command_line.run_script(main)
