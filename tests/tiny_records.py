@@ -7,6 +7,8 @@ import pathlib
 import numpy as np
 import tensorflow as tf
 
+from bert_tf.data.pretraining import RecordShape
+
 LENGTH, PREDICTIONS, VOCABULARY = 16, 4, 120
 CLS, SEP, MASK = 2, 3, 4  # ids in tests/goldens/hf/tiny_pretraining/vocab.txt
 
@@ -61,3 +63,16 @@ def feature(values: np.ndarray) -> tf.train.Feature:
     if values.dtype.kind == "f":
         return tf.train.Feature(float_list=tf.train.FloatList(value=values))
     return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
+
+
+def read_instances(path: str) -> Arrays:
+    """All records of a file by their original names, parsed as training parses them."""
+    records = list(tf.data.TFRecordDataset(path))
+    first = tf.train.Example.FromString(records[0].numpy()).features.feature
+    length, predictions = (
+        len(first[name].int64_list.value) for name in ("input_ids", "masked_lm_ids")
+    )
+    shape = RecordShape(length, predictions, next_sentence=True)
+    parsed = tf.io.parse_example(tf.stack(records), shape.features())
+    parsed["next_sentence_labels"] = parsed["next_sentence_labels"][:, 0]
+    return {name: values.numpy() for name, values in parsed.items()}

@@ -1,4 +1,6 @@
-"""TFRecord files of pre-training instances, with the features of the original release.
+"""Pre-training instances as TFRecords, with the features of the original release.
+
+`data/pretraining.py` reads them.
 
 `tf.train.Example` is a protocol buffer, and making one in Python costs more than everything else
 about an instance. So the bytes of thousands are laid out at once as a matrix: each number gets as
@@ -13,7 +15,6 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
 from bert_tf.data.instances import Instances
 
@@ -22,9 +23,6 @@ EXAMPLE_FEATURES = MAP_ENTRY = MAP_KEY = LIST_VALUES = 1
 MAP_VALUE = FLOAT_LIST = 2
 INT64_LIST = 3
 LENGTH_DELIMITED = 2
-
-SEQUENCE_FEATURES = ("input_ids", "input_mask", "segment_ids")  # [S]
-PREDICTION_FEATURES = ("masked_lm_positions", "masked_lm_ids")  # [P]
 
 
 class Message(NamedTuple):
@@ -100,78 +98,3 @@ def serialize(instances: Instances) -> Iterator[bytes]:
     for length in whole.lengths.tolist():
         start, end = end, end + length
         yield content[start:end]
-
-
-# ----------------------------------------------------------------------------------------- reading
-
-
-def parse_instances(
-    serialized: tf.Tensor, max_seq_length: int, max_predictions_per_seq: int
-) -> dict[str, tf.Tensor]:
-    """Parses a batch; works in `tf.data`.
-
-    Args:
-        serialized: string [E], of this package or of the original release.
-        max_seq_length: S of the files.
-        max_predictions_per_seq: P of the files.
-
-    Returns:
-        The features by name: int32 [E, S], [E, P] and next_sentence_labels [E]; masked_lm_weights
-        are float32.
-    """
-    spec = {
-        name: tf.io.FixedLenFeature([max_seq_length], tf.int64) for name in SEQUENCE_FEATURES
-    } | {
-        name: tf.io.FixedLenFeature([max_predictions_per_seq], tf.int64)
-        for name in PREDICTION_FEATURES
-    }
-    spec["masked_lm_weights"] = tf.io.FixedLenFeature([max_predictions_per_seq], tf.float32)
-    spec["next_sentence_labels"] = tf.io.FixedLenFeature([1], tf.int64)
-    parsed = tf.io.parse_example(serialized, spec)
-    parsed["next_sentence_labels"] = tf.squeeze(parsed["next_sentence_labels"], axis=1)
-    return {
-        name: value if value.dtype == tf.float32 else tf.cast(value, tf.int32)
-        for name, value in parsed.items()
-    }
-
-
-def record_shape(path: str) -> tuple[int, int]:
-    """S and P of a file, from its first instance.
-
-    Raises:
-        ValueError: the file is missing, damaged, empty, or of another kind.
-    """
-    try:
-        first = next(iter(tf.data.TFRecordDataset(path).take(1)), None)
-    except tf.errors.OpError as error:
-        raise ValueError(f"{path} is not a readable TFRecord file: {error.message}") from None
-    if first is None:
-        raise ValueError(f"{path} holds no instances.")
-    try:
-        features = tf.train.Example.FromString(first.numpy()).features.feature
-    except Exception as error:  # the class depends on the build of protobuf
-        raise ValueError(f"{path} holds no tf.train.Example records: {error}") from None
-    names = {*SEQUENCE_FEATURES, *PREDICTION_FEATURES, "masked_lm_weights", "next_sentence_labels"}
-    if missing := names - set(features):
-        raise ValueError(
-            f"{path} has no feature {', '.join(sorted(missing))}, only "
-            f"{', '.join(sorted(features))}; it was not made by create_pretraining_data.py."
-        )
-    return (
-        len(features["input_ids"].int64_list.value),
-        len(features["masked_lm_ids"].int64_list.value),
-    )
-
-
-def read_instances(path: str) -> dict[str, tf.Tensor]:
-    """All instances of one file, as `parse_instances` gives them.
-
-    Raises:
-        ValueError: see `record_shape`.
-    """
-    max_seq_length, max_predictions_per_seq = record_shape(path)
-    try:
-        records = list(tf.data.TFRecordDataset(path))
-        return parse_instances(tf.stack(records), max_seq_length, max_predictions_per_seq)
-    except tf.errors.OpError as error:
-        raise ValueError(f"{path} cannot be read as instances: {error.message}") from None

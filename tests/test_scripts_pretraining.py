@@ -1,0 +1,88 @@
+"""scripts/create_pretraining_data.py as a user runs it."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.data.test_creation import contents, write_inputs
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+SCRIPT = REPOSITORY / "scripts" / "create_pretraining_data.py"
+ENVIRONMENT = {"PYTHONPATH": str(REPOSITORY), "TF_CPP_MIN_LOG_LEVEL": "3", "PATH": "/usr/bin:/bin"}
+
+
+def command(folder: pathlib.Path, output: str, *flags: str) -> list[str]:
+    return [
+        sys.executable,
+        str(SCRIPT),
+        f"--input_file={folder}/?.txt",
+        f"--vocab_file={folder}/vocab.txt",
+        f"--output_file={folder}/{output}/x.tfrecord",
+        "--max_seq_length=32",
+        "--max_predictions_per_seq=5",
+        *flags,
+    ]
+
+
+def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        arguments, capture_output=True, text=True, check=False, timeout=600, env=ENVIRONMENT
+    )
+
+
+def test_files_are_made(tmp_path: pathlib.Path) -> None:
+    write_inputs(tmp_path)
+    done = run(
+        command(tmp_path, "out", "--processes=1", "--do_whole_word_mask", "--shard_mib=0.02")
+    )
+    assert done.returncode == 0, done.stderr
+    names = [name for name in contents(tmp_path / "out") if name.endswith(".tfrecord")]
+    assert len(names) > 1
+    assert f"shard {len(names)} of {len(names)}: " in done.stderr
+    assert "instances/s" in done.stderr
+    assert '"whole_words": "per_piece"' in (tmp_path / "out" / "x.json").read_text()
+
+
+def test_a_mistake_is_told_in_one_paragraph(tmp_path: pathlib.Path) -> None:
+    write_inputs(tmp_path)
+    (tmp_path / "vocab.txt").unlink()
+    done = run(command(tmp_path, "out"))
+    assert done.returncode == 1
+    assert "vocab.txt is not a file" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_leaves_no_process(tmp_path: pathlib.Path) -> None:
+    write_inputs(tmp_path, documents=200)
+    flags = ("--processes=2", "--shard_mib=0.01", "--dupe_factor=20")
+    whole = run(command(tmp_path, "whole", *flags))
+    assert whole.returncode == 0, whole.stderr
+    with subprocess.Popen(command(tmp_path, "out", *flags), env=ENVIRONMENT) as process:
+        while not list((tmp_path / "out").glob("x-*")):
+            assert process.poll() is None
+            time.sleep(0.05)
+        workers = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert len(workers.split()) >= 2
+    deadline = time.monotonic() + 60
+    while any(os.path.exists(f"/proc/{worker}/exe") for worker in workers.split()):
+        assert time.monotonic() < deadline, "workers outlived the run"
+        time.sleep(0.1)
+    assert len(contents(tmp_path / "out")) < len(contents(tmp_path / "whole"))
+    again = run(command(tmp_path, "out", *flags))
+    assert again.returncode == 0, again.stderr
+    assert "0 of them are there already" not in again.stderr
+    there = contents(tmp_path / "out")
+    assert {name: there[name] for name in there if not name.startswith(".")} == contents(
+        tmp_path / "whole"
+    )
