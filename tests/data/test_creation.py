@@ -70,11 +70,11 @@ def test_files_hold_the_instances_of_the_text(output: pathlib.Path) -> None:
     lengths, known = [], {2, 3, 4, *range(5, 14)}
     for name in names:
         features = read_instances(str(output / name))
-        ids, mask = features["input_ids"].numpy(), features["input_mask"].numpy()
+        ids, mask = features["input_ids"], features["input_mask"]
         assert ids.shape[1] == 32
         assert features["masked_lm_ids"].shape[1] == 5
         assert (ids[:, 0] == 2).all()
-        labels = features["masked_lm_ids"].numpy()[features["masked_lm_weights"].numpy() > 0]
+        labels = features["masked_lm_ids"][features["masked_lm_weights"] > 0]
         assert set(labels.tolist()) <= known
         lengths += mask.sum(axis=1).tolist()
     assert len(lengths) > 500
@@ -84,8 +84,8 @@ def test_files_hold_the_instances_of_the_text(output: pathlib.Path) -> None:
 def test_instances_of_a_shard_are_shuffled(output: pathlib.Path) -> None:
     """Else the short instances of one pass would stand side by side."""
     features = read_instances(str(output / "x-00003-of-00008.tfrecord"))
-    labels = features["next_sentence_labels"].numpy()
-    lengths = features["input_mask"].numpy().sum(axis=1)
+    labels = features["next_sentence_labels"]
+    lengths = features["input_mask"].sum(axis=1)
     order = np.argsort(np.random.default_rng(0).random(len(lengths)))
 
     def roughness(values: np.ndarray) -> float:
