@@ -201,4 +201,9 @@ def test_sentences_and_documents_without_tokens_vanish() -> None:
 def test_batches_hold_all_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "TOKENIZED_CHARACTERS", 10)
     sentences = ["a" * 4, "b" * 4, "c" * 4, "d" * 40, "", "e"]
-    assert list(batches(sentences)) == [sentences[:2], sentences[2:3], sentences[3:5], ["e"]]
+    assert list(batches(sentences)) == [
+        sentences[:2],
+        sentences[2:3],
+        sentences[3:4],
+        sentences[4:],
+    ]
