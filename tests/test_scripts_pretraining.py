@@ -40,7 +40,7 @@ def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
 def test_files_are_made(tmp_path: pathlib.Path) -> None:
     write_inputs(tmp_path)
     done = run(
-        command(tmp_path, "out", "--processes=1", "--do_whole_word_mask", "--shard_mib=0.02")
+        command(tmp_path, "out", "--processes=1", "--do_whole_word_mask", "--shard_mib=0.005")
     )
     assert done.returncode == 0, done.stderr
     names = [name for name in contents(tmp_path / "out") if name.endswith(".tfrecord")]
