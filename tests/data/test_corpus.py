@@ -113,7 +113,8 @@ def test_prose_is_split_into_sentences(tmp_path: pathlib.Path) -> None:
         [
             [
                 "Mr. Elliot was vain.",
-                'He said to Dr. Grant: "No!" Then he left.',
+                'He said to Dr. Grant: "No!"',
+                "Then he left.",
                 "It was 5 p.m. already.",
             ]
         ]
