@@ -18,9 +18,12 @@ import tensorflow as tf
 from absl import flags, logging
 
 from bert_tf import Tokenizer, command_line
+from bert_tf.data.corpus import text_files
 
 VOCAB_FILE = flags.DEFINE_string("vocab_file", None, "One piece a line.", required=True)
-TEXT = flags.DEFINE_string("text", None, "Files of prose, as a glob.", required=True)
+TEXT = flags.DEFINE_string(
+    "text", None, "Files of prose, as patterns with commas between them.", required=True
+)
 LOWER_CASE = flags.DEFINE_bool("lower_case", True, "As the vocabulary was made.")
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Of which the median is told.", lower_bound=1)
 BATCH = 1024
@@ -28,11 +31,8 @@ BATCH = 1024
 
 def paragraphs(pattern: str) -> list[str]:
     """The paragraphs of all files, each on one line."""
-    files = sorted(tf.io.gfile.glob(pattern))
-    if not files:
-        raise ValueError(f"--text={pattern} matches no file.")
     found = []
-    for path in files:
+    for path in text_files(pattern):
         with tf.io.gfile.GFile(path, "rb") as file:
             text = file.read().decode(errors="replace").replace("\r\n", "\n")
         found += [" ".join(part.split()) for part in text.split("\n\n") if part.strip()]

@@ -10,10 +10,10 @@ text and flags give equal bytes.
 
 from __future__ import annotations
 
-import tensorflow as tf
 from absl import flags, logging
 
 from bert_tf import command_line, vocabulary
+from bert_tf.data.corpus import text_files
 
 INPUT_FILE = flags.DEFINE_string(
     "input_file", None, "UTF-8 text files: patterns with commas between them.", required=True
@@ -30,23 +30,12 @@ MIN_FREQUENCY = flags.DEFINE_integer(
 )
 
 
-def text_files() -> list[str]:
-    """The files of the patterns, sorted; raises ValueError where one finds none."""
-    found: set[str] = set()
-    for pattern in INPUT_FILE.value.split(","):
-        files = tf.io.gfile.glob(pattern)
-        if not files:
-            raise ValueError(f"--input_file: no file is called {pattern}; correct the pattern.")
-        found.update(files)
-    return sorted(found)
-
-
 def main(unused_argv: list[str]) -> None:
     """Counts words, learns and writes."""
     settings = vocabulary.VocabularySettings(
         VOCAB_SIZE.value, UNUSED.value, LIMIT_ALPHABET.value, MIN_FREQUENCY.value
     )
-    counts = vocabulary.WordSplitter(LOWER_CASE.value).count(text_files())
+    counts = vocabulary.WordSplitter(LOWER_CASE.value).count(text_files(INPUT_FILE.value))
     logging.info("%s words, %s different.", f"{counts.total():,}", f"{len(counts):,}")
     pieces = vocabulary.learn(counts, settings)
     vocabulary.write(OUTPUT.value, pieces)

@@ -59,12 +59,17 @@ def find_corpus(patterns: str, shard_bytes: int, blank_lines: int, language: str
         raise ValueError(f"blank_lines={blank_lines} must not be negative.")
     if language:
         check_language(language)
-    paths = tuple(sorted({path for pattern in patterns.split(",") for path in matches(pattern)}))
+    paths = text_files(patterns)
     sizes = [tf.io.gfile.stat(path).length for path in paths]
     starts = tuple(itertools.accumulate(sizes, initial=0))
     if not starts[-1]:
         raise ValueError(f"{patterns} is empty: there is no text to learn from.")
     return Corpus(paths, starts, max(1, round(starts[-1] / shard_bytes)), blank_lines, language)
+
+
+def text_files(patterns: str) -> tuple[str, ...]:
+    """The files of comma-separated patterns, sorted; raises ValueError where one finds none."""
+    return tuple(sorted({path for pattern in patterns.split(",") for path in matches(pattern)}))
 
 
 def matches(pattern: str) -> list[str]:
