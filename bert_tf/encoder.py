@@ -348,8 +348,11 @@ class BertEncoder(keras.layers.Layer):
             grids.append(x[:, tf.newaxis] if at_cls else layout.to_grid(x))
         embeddings, *layers = grids
         sequence = layers[-1] if layers else embeddings
-        pooled = tf.tanh(self.pooler(sequence[:, 0]))  # [B, H]
-        return EncoderOutput(sequence, pooled, tuple(layers), embeddings)
+        return EncoderOutput(sequence, self.pool(sequence[:, 0]), tuple(layers), embeddings)
+
+    def pool(self, vectors: tf.Tensor) -> tf.Tensor:
+        """What heads of whole sequences read: [CLS] vectors of the last layer to [B, H] each."""
+        return tf.tanh(self.pooler(vectors))
 
     def compute_mask(self, *unused: object) -> None:
         """Keras asks for the mask of the outputs: there is none."""

@@ -160,11 +160,12 @@ class Loop:
         sums = {name: float(value) for name, value in sums.items()}
         self.check_finite(sums.pop("bad_step"))
         progress.step += count
-        for name in SUMS:
-            progress.interval[name] = progress.interval.get(name, 0.0) + sums[name]
+        learning_rate = sums.pop("learning_rate")
+        for name, value in sums.items():
+            progress.interval[name] = progress.interval.get(name, 0.0) + value
         done = progress.step == self.total_steps
         if progress.step % train.log_every == 0 or done:
-            self.log(sums["learning_rate"])
+            self.log(learning_rate)
         paused = time.monotonic()
         if done or (train.eval_every and progress.step % train.eval_every == 0):
             self.evaluate()
@@ -189,10 +190,14 @@ class Loop:
             )
 
     def log(self, learning_rate: float) -> None:
-        """Writes the mean loss since the last log, then begins a new interval."""
+        """Writes the means since the last log, then begins a new interval."""
         progress = self.state.progress
         sums, progress.interval = progress.interval, {}
-        scalars = {"loss": sums["loss"] / sums["weight"], "learning_rate": learning_rate}
+        scalars = {"loss": sums["loss"] / sums["weight"]}
+        for name in self.task.terms:
+            if name != "loss":
+                scalars[name] = sums[f"{name}/sum"] / max(sums[f"{name}/weight"], 1.0)
+        scalars["learning_rate"] = learning_rate
         self.write(scalars)
         self.reporter.training(progress.step, sums, scalars)
 
@@ -205,7 +210,7 @@ class Loop:
         """Measures the dev examples and keeps the weights where they are the best so far."""
         progress = self.state.progress
         outputs = self.evaluator.predict(self.dev_examples)
-        metrics = self.task.metrics(outputs, self.dev_examples.targets)
+        metrics = self.task.metrics(outputs, self.dev_examples)
         scalars = {f"eval/{name}": value for name, value in metrics.items()}
         self.write(scalars)
         self.reporter.scalars(progress.step, scalars)
@@ -258,7 +263,7 @@ def listen_for_sigterm(loop: Loop) -> signal.Handlers | None:
 # ------------------------------------------------------------------------- the step on the device
 # losses -> gradients -> sum over replicas -> clip -> update
 
-# (batch, seed, loss weights of the global batch, loss scale) -> (loss, gradients)
+# (batch, seed, term weights of the global batch [T], loss scale) -> (term sums [T], gradients)
 GradientFunction = Callable[
     [Features, tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, list[tf.Tensor]]
 ]
@@ -278,6 +283,7 @@ def make_train_steps(
     """
     strategy = accelerator.strategy
     gradients_of = make_gradients(task, model, run.train.accumulation)
+    summed = [f"{name}/{kind}" for kind in ("sum", "weight") for name in task.terms]
     if accelerator.compile_gradients:
         gradients_of = tf.function(gradients_of, jit_compile=True, autograph=False)
 
@@ -285,16 +291,18 @@ def make_train_steps(
         context = tf.distribute.get_replica_context()
         total = tf.distribute.ReduceOp.SUM
         weight = context.all_reduce(total, tf.reduce_sum(batch["weight"]))
-        loss_weights = context.all_reduce(total, task.loss_weights(batch))  # [T]
+        term_weights = context.all_reduce(total, task.term_weights(batch))  # [T]
         seed = tf.random.fold_in(
             tf.stack([run.train.seed, tf.cast(context.replica_id_in_sync_group, tf.int32)]),
             tf.cast(optimizer.step, tf.int32),
         )
-        loss, gradients = gradients_of(batch, seed, loss_weights, optimizer.loss_scale)
-        loss = context.all_reduce(total, loss)
+        term_sums, gradients = gradients_of(batch, seed, term_weights, optimizer.loss_scale)
+        term_sums = context.all_reduce(total, term_sums)
+        loss = total_loss(task, term_sums, term_weights)
         update = optimizer.apply_gradients(context.all_reduce(total, gradients))
         is_bad = ~(tf.math.is_finite(loss) & update["usable"])
-        return {
+        sums = dict(zip(summed, [*tf.unstack(term_sums), *tf.unstack(term_weights)], strict=True))
+        return sums | {
             "loss": loss * weight,
             "weight": weight,
             "tokens": context.all_reduce(total, tf.cast(tf.reduce_sum(batch["mask"]), tf.float32)),
@@ -315,11 +323,11 @@ def make_train_steps(
             done: tf.Tensor, sums: dict[str, tf.Tensor], last: dict[str, tf.Tensor]
         ) -> tuple[tf.Tensor, dict[str, tf.Tensor], dict[str, tf.Tensor]]:
             step = first_replica(strategy.run(replica_step, args=(iterator.get_next(),)))
-            sums = {name: sums[name] + step[name] for name in SUMS}
+            sums = {name: sums[name] + step[name] for name in sums}
             bad_step = tf.where(last["bad_step"] < 0.0, step["bad_step"], last["bad_step"])
             return done + 1, sums, {"learning_rate": step["learning_rate"], "bad_step": bad_step}
 
-        sums = dict.fromkeys(SUMS, tf.constant(0.0))
+        sums = dict.fromkeys([*SUMS, *summed], tf.constant(0.0))
         last = {"learning_rate": tf.constant(0.0), "bad_step": tf.constant(-1.0)}
         _, sums, last = tf.while_loop(
             lambda done, *_: done < count, one_more, (tf.constant(0), sums, last)
@@ -330,45 +338,49 @@ def make_train_steps(
 
 
 def make_gradients(task: Task, model: tf.Module, accumulation: int) -> GradientFunction:
-    """Returns a function of (batch, seed, loss weights, loss scale) to (loss, dense gradients).
+    """Returns a function of (batch, seed, term weights, loss scale) to (sums, dense gradients).
 
-    The loss is this replica's share of the mean loss of the global batch, whose loss weights [T]
-    are given.
+    The sums [T] are those of this replica's share of the global batch, whose term weights [T] are
+    given; so are the gradients of the loss.
     """
     weights = list(variables_by_name(model).values())
 
     def micro_gradients(
-        batch: Features, seed: tf.Tensor, loss_weights: tf.Tensor, scale: tf.Tensor
+        batch: Features, seed: tf.Tensor, term_weights: tf.Tensor, scale: tf.Tensor
     ) -> tuple[tf.Tensor, list[tf.Tensor]]:
         with tf.GradientTape() as tape:
-            sums = task.loss_sums(model, batch, seed)  # [T]
-            loss = tf.reduce_sum(sums / tf.maximum(loss_weights, 1.0))
-            scaled = loss * scale
+            sums = task.term_sums(model, batch, seed)  # [T]
+            scaled = total_loss(task, sums, term_weights) * scale
         # Gradients of tables come as one row an occurrence; norm and update need the sum.
         gradients = tape.gradient(scaled, weights, unconnected_gradients="zero")
-        return loss, [tf.convert_to_tensor(gradient) / scale for gradient in gradients]
+        return sums, [tf.convert_to_tensor(gradient) / scale for gradient in gradients]
 
     def accumulated(
-        batch: Features, seed: tf.Tensor, loss_weights: tf.Tensor, scale: tf.Tensor
+        batch: Features, seed: tf.Tensor, term_weights: tf.Tensor, scale: tf.Tensor
     ) -> tuple[tf.Tensor, list[tf.Tensor]]:
         size = tf.shape(batch["weight"])[0] // accumulation
 
         def add(
-            index: tf.Tensor, loss: tf.Tensor, sums: list[tf.Tensor]
+            index: tf.Tensor, sums: tf.Tensor, gradients: list[tf.Tensor]
         ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
             part = {name: v[index * size : (index + 1) * size] for name, v in batch.items()}
-            more_loss, more = micro_gradients(
-                part, tf.random.fold_in(seed, index), loss_weights, scale
-            )
-            return index + 1, loss + more_loss, [a + b for a, b in zip(sums, more, strict=True)]
+            part_seed = tf.random.fold_in(seed, index)
+            more_sums, more = micro_gradients(part, part_seed, term_weights, scale)
+            gradients = [a + b for a, b in zip(gradients, more, strict=True)]
+            return index + 1, sums + more_sums, gradients
 
-        zeros = [tf.zeros(variable.shape) for variable in weights]
-        _, loss, sums = tf.while_loop(
-            lambda index, *_: index < accumulation, add, (tf.constant(0), tf.constant(0.0), zeros)
-        )
-        return loss, sums
+        zeros = (tf.zeros_like(term_weights), [tf.zeros(variable.shape) for variable in weights])
+        return tf.while_loop(lambda index, *_: index < accumulation, add, (tf.constant(0), *zeros))[
+            1:
+        ]
 
     return micro_gradients if accumulation == 1 else accumulated
+
+
+def total_loss(task: Task, sums: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+    """The terms that are losses, each a mean, added up: sums and weights [T] to a scalar."""
+    is_loss = tf.constant([float(name.endswith("loss")) for name in task.terms])  # [T]
+    return tf.reduce_sum(is_loss * sums / tf.maximum(weights, 1.0))
 
 
 # ------------------------------------------------------------------------------------- evaluation

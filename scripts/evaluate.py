@@ -29,7 +29,7 @@ def main(unused_argv: list[str]) -> None:
             f"{INPUT.value or 'the split ' + SPLIT.value} has no labels to measure against; "
             "scripts/predict.py labels it."
         )
-    metrics = task.metrics(session.evaluator.predict(examples), examples.targets)
+    metrics = task.metrics(session.evaluator.predict(examples), examples)
     for name, value in metrics.items():
         print(f"{name}: {value:.4f}")
     print(f"on {len(examples):,} examples, with the weights of {session.opened.weights_from}")

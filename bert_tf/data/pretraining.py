@@ -73,9 +73,13 @@ class RecordShape:
             ours: tf.cast(parsed[name], tf.float32 if name == WEIGHTS else tf.int32)
             for name, ours in (OF_TOKENS | OF_MASKED).items()
         }
-        if self.next_sentence:
-            batch["next_sentence_label"] = tf.cast(parsed[NEXT_SENTENCE][:, 0], tf.int32)
-        return batch
+        nothing = tf.zeros_like(batch["token_ids"][:, :1])  # [B, 1]
+        following = parsed[NEXT_SENTENCE] if self.next_sentence else nothing
+        return batch | {
+            "cls_positions": nothing,
+            "next_sentence_labels": tf.cast(following, tf.int32),
+            "next_sentence_weights": tf.cast(nothing, tf.float32) + float(self.next_sentence),
+        }
 
 
 # ------------------------------------------------------------------------------------- the files
@@ -298,8 +302,9 @@ class Records:
         """Endless batches of one static shape, from `first_step` on.
 
         Each element is a dict: `token_ids`, `segment_ids`, `mask` int32 [B, S], `weight` float32
-        [B], `masked_positions`, `masked_ids` int32 [B, P], `masked_weights` float32 [B, P], and
-        `next_sentence_label` int32 [B] where the shape says so.
+        [B], `masked_positions`, `masked_ids` int32 [B, P], `masked_weights` float32 [B, P], and of
+        one sequence in each row, G = 1: `cls_positions`, `next_sentence_labels` int32 [B, G],
+        `next_sentence_weights` float32 [B, G].
         """
         window, skipped = self.locate(first_step * global_batch_size, seed)
 

@@ -281,6 +281,7 @@ class ClassificationTask:
 
     # Heads that a pre-trained checkpoint does not bring: they start from fresh weights.
     fresh_weights = ("output_weights", "output_bias", "bert/pooler")
+    terms = ("loss",)
 
     @classmethod
     def from_data(
@@ -337,11 +338,11 @@ class ClassificationTask:
         """The training examples, in memory."""
         return self.examples("train")
 
-    def loss_weights(self, batch: Features) -> tf.Tensor:
+    def term_weights(self, batch: Features) -> tf.Tensor:
         """Examples of the batch, float32 [1]: the loss is their mean."""
         return tf.reduce_sum(batch["weight"], keepdims=True)
 
-    def loss_sums(self, model: tf.Module, batch: Features, seed: tf.Tensor) -> tf.Tensor:
+    def term_sums(self, model: tf.Module, batch: Features, seed: tf.Tensor) -> tf.Tensor:
         """Loss summed over the examples, float32 [1]; `seed` int32 [2] drives dropout."""
         logits = model(batch, training=True, seed=seed)  # [B, C]
         losses = self.example_losses(logits, batch["label"])  # [B]
@@ -383,11 +384,11 @@ class ClassificationTask:
         return METRICS[self.labels.kind]
 
     def metrics(
-        self, outputs: Mapping[str, np.ndarray], targets: Mapping[str, np.ndarray]
+        self, outputs: Mapping[str, np.ndarray], examples: batches.Examples
     ) -> dict[str, float]:
-        """Metrics and mean loss of all examples: outputs of `predict`, and targets [E, ...]."""
-        decisions = self.decisions(outputs["probabilities"])
-        measured = metric_functions.compute(self.metric_names, targets["label"], decisions)
+        """Metrics and mean loss of all examples: outputs of `predict`, and their labels."""
+        decisions, labels = self.decisions(outputs["probabilities"]), examples.targets["label"]
+        measured = metric_functions.compute(self.metric_names, labels, decisions)
         return measured | {"loss": float(outputs["loss"].mean())}
 
     def decisions(self, probabilities: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """What the loop, the run folder and restoring ask of a task: every task is one class that has this.
 
-Legend: B batch, T terms of a loss, E examples.
+Legend: B batch, T terms of a step, E examples.
 """
 
 from __future__ import annotations
@@ -98,23 +98,31 @@ class Task(Protocol):
     def examples(self, split: str) -> Examples:
         """The examples of `train`, `dev` or `test`, in memory, to be measured."""
 
-    def loss_weights(self, batch: Features) -> tf.Tensor:
-        """What each term of the loss counts in this batch, float32 [T]: examples, masked words.
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """What a training step measures, T names: those that end in "loss" add up to its loss.
 
-        The loop sums it over the global batch before any loss is divided by it.
+        The others, such as accuracies, are logged and nothing else.
         """
 
-    def loss_sums(self, model: tf.Module, batch: Features, seed: tf.Tensor) -> tf.Tensor:
-        """Each term of the loss summed over this batch, float32 [T].
+    def term_weights(self, batch: Features) -> tf.Tensor:
+        """What each term counts in this batch, float32 [T]: examples, or masked words.
 
-        The loss of a step is the sum over the terms of (sum / weight of the global batch), so that
-        replicas and micro-batches change nothing. `seed` int32 [2] drives dropout.
+        The loop sums it over the global batch before any term is divided by it.
+        """
+
+    def term_sums(self, model: tf.Module, batch: Features, seed: tf.Tensor) -> tf.Tensor:
+        """Each term summed over this batch, float32 [T].
+
+        A term of a step is (sum / weight of the global batch), so that replicas and micro-batches
+        change nothing. `seed` int32 [2] drives dropout.
         """
 
     def predict(self, model: tf.Module, batch: Features) -> dict[str, tf.Tensor]:
         """What evaluation keeps of each example: [B, ...] each."""
 
-    def metrics(
-        self, outputs: Mapping[str, np.ndarray], targets: Mapping[str, np.ndarray]
-    ) -> dict[str, float]:
-        """`metric_names` and `loss`: from outputs of `predict` for all examples, and targets."""
+    def metrics(self, outputs: Mapping[str, np.ndarray], examples: Examples) -> dict[str, float]:
+        """`metric_names` and `loss`: from the outputs of `predict`, [E, ...], for all examples.
+
+        `examples` is what `self.examples` returned.
+        """

@@ -1,6 +1,7 @@
 """Pre-training: masked language model and next sentence (paper, section 3.1).
 
-Legend: B batch, S sequence, P masked positions, H hidden, V vocabulary, E examples.
+Legend: B batch, S sequence, P masked positions and G sequences of a row, H hidden, V vocabulary,
+E examples.
 """
 
 from __future__ import annotations
@@ -51,13 +52,14 @@ class PretrainingModel(keras.layers.Layer):
         """Logits of both heads.
 
         Args:
-            features: `token_ids`, `segment_ids`, `mask` int [B, S], `masked_positions` int [B, P].
+            features: `token_ids`, `segment_ids`, `mask` int [B, S], `masked_positions` int [B, P],
+                `cls_positions` int [B, G].
             training: whether dropout is applied, where there is a seed.
             seed: int32 [2].
 
         Returns:
             `masked_lm` float32 [B, P, V] and, where the model has that head, `next_sentence`
-            float32 [B, 2].
+            float32 [B, G, 2].
         """
         output = self.encoder(
             features["token_ids"],
@@ -69,7 +71,10 @@ class PretrainingModel(keras.layers.Layer):
         table = self.encoder.embeddings.word_embeddings
         logits = {"masked_lm": self.masked_lm(output.sequence, features["masked_positions"], table)}
         if self.next_sentence is not None:
-            logits["next_sentence"] = self.next_sentence(output.pooled)
+            cls = tf.gather(output.sequence, features["cls_positions"], batch_dims=1)  # [B, G, H]
+            pooled = self.encoder.pool(tf.reshape(cls, [-1, cls.shape[-1]]))  # [B * G, H]
+            shape = tf.concat([tf.shape(features["cls_positions"]), [2]], axis=0)
+            logits["next_sentence"] = tf.reshape(self.next_sentence(pooled), shape)
         return logits
 
 
@@ -127,42 +132,29 @@ class PretrainingTask:
         files = self.files(split)
         return read_examples(files, read_shape(files, self.run, self.config), self.config)
 
-    def loss_weights(self, batch: Features) -> tf.Tensor:
-        """Masked positions and, where next sentences are learnt, examples: float32 [1 or 2]."""
-        weights = [tf.reduce_sum(masked_weights(batch))]
-        if self.run.task.next_sentence:
-            weights.append(tf.reduce_sum(batch["weight"]))
-        return tf.stack(weights)
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Loss and accuracy of masked words and, where they are learnt, of next sentences."""
+        return self.metric_names
 
-    def loss_sums(self, model: tf.Module, batch: Features, seed: tf.Tensor) -> tf.Tensor:
-        """Cross-entropy summed over masked positions, and over examples: float32 [1 or 2].
+    def term_weights(self, batch: Features) -> tf.Tensor:
+        """Masked positions, for loss and accuracy, and pairs of segments: float32 [2 or 4]."""
+        weights = label_weights(batch)
+        names = ("masked_lm", "next_sentence") if self.run.task.next_sentence else ("masked_lm",)
+        return tf.repeat(tf.stack([tf.reduce_sum(weights[name]) for name in names]), 2)
 
-        Divided by `loss_weights` of the global batch and added up, it is the original release's
-        loss (which adds 1e-5 to the number of masked positions).
+    def term_sums(self, model: tf.Module, batch: Features, seed: tf.Tensor) -> tf.Tensor:
+        """Cross-entropy and right answers, over masked positions and pairs: float32 [2 or 4].
+
+        The losses, divided by `term_weights` of the global batch and added up, are the original
+        release's loss (which adds 1e-5 to the number of masked positions).
         """
-        losses = example_losses(model(batch, training=True, seed=seed), batch)
-        sums = [tf.reduce_sum(losses["masked_lm_loss"] * batch["weight"])]
-        if self.run.task.next_sentence:
-            sums.append(tf.reduce_sum(losses["next_sentence_loss"] * batch["weight"]))
-        return tf.stack(sums)
+        measured = measure(model(batch, training=True, seed=seed), batch)  # [B] each
+        return tf.stack([tf.reduce_sum(measured[name]) for name in self.terms])
 
     def predict(self, model: tf.Module, batch: Features) -> dict[str, tf.Tensor]:
-        """Sums of each example, float32 [B].
-
-        `masked_lm_loss` and `masked_lm_correct` over its masked positions, `masked_lm_weight` their
-        number; `next_sentence_loss` and `next_sentence_correct`.
-        """
-        logits = model(batch)
-        hits = is_best(logits["masked_lm"], batch["masked_ids"])  # [B, P]
-        weights = masked_weights(batch)  # [B, P]
-        outputs = example_losses(logits, batch) | {
-            "masked_lm_correct": tf.reduce_sum(hits * weights, axis=1),
-            "masked_lm_weight": tf.reduce_sum(weights, axis=1),
-        }
-        if "next_sentence" in logits:
-            label = batch["next_sentence_label"]
-            outputs["next_sentence_correct"] = is_best(logits["next_sentence"], label)
-        return outputs
+        """Sums over each row, float32 [B]: those of `measure`."""
+        return measure(model(batch), batch)
 
     @property
     def metric_names(self) -> tuple[str, ...]:
@@ -172,41 +164,43 @@ class PretrainingTask:
         return masked + (following if self.run.task.next_sentence else ())
 
     def metrics(
-        self, outputs: Mapping[str, np.ndarray], targets: Mapping[str, np.ndarray]
+        self, outputs: Mapping[str, np.ndarray], examples: batches.Examples
     ) -> dict[str, float]:
-        """Means over all masked positions and all examples, and `loss`, the sum of both losses."""
+        """Means over all masked positions and all pairs, and `loss`, the sum of both losses."""
         # Summed in float64: a million examples in float32 would lose the fourth digit.
         sums = {name: float(values.sum(dtype=np.float64)) for name, values in outputs.items()}
-        positions = max(sums["masked_lm_weight"], 1.0)
-        examples = len(outputs["masked_lm_weight"])
         values = {
-            "masked_lm_loss": sums["masked_lm_loss"] / positions,
-            "masked_lm_accuracy": sums["masked_lm_correct"] / positions,
-            "loss": sums["masked_lm_loss"] / positions,
+            name: sums[name] / max(sums[name.rsplit("_", 1)[0] + "_weight"], 1.0)
+            for name in self.metric_names
         }
-        if self.run.task.next_sentence:
-            values["next_sentence_loss"] = sums["next_sentence_loss"] / examples
-            values["next_sentence_accuracy"] = sums["next_sentence_correct"] / examples
-            values["loss"] += values["next_sentence_loss"]
+        values["loss"] = sum(values[name] for name in self.metric_names if name.endswith("loss"))
         return values
 
 
-def masked_weights(batch: Features) -> tf.Tensor:
-    """1 at masked positions, 0 where a row has fewer or is no example: float32 [B, P]."""
-    return batch["masked_weights"] * batch["weight"][:, tf.newaxis]
+def label_weights(batch: Features) -> dict[str, tf.Tensor]:
+    """1 where there is something to predict, else 0: `masked_lm` and `next_sentence`, float32.
+
+    The first is [B, P], the second [B, G].
+    """
+    rows = batch["weight"][:, tf.newaxis]  # [B, 1]; 0 on rows that are no example
+    return {
+        "masked_lm": batch["masked_weights"] * rows,
+        "next_sentence": batch["next_sentence_weights"] * rows,
+    }
 
 
-def example_losses(logits: Mapping[str, tf.Tensor], batch: Features) -> dict[str, tf.Tensor]:
-    """`masked_lm_loss`, summed over the masked positions, and `next_sentence_loss`: [B] each."""
-    each = kernels.softmax_cross_entropy(logits["masked_lm"], batch["masked_ids"])  # [B, P]
-    losses = {"masked_lm_loss": tf.reduce_sum(each * batch["masked_weights"], axis=1)}
-    if "next_sentence" in logits:
-        losses["next_sentence_loss"] = kernels.softmax_cross_entropy(
-            logits["next_sentence"], batch["next_sentence_label"]
-        )
-    return losses
+def measure(logits: Mapping[str, tf.Tensor], batch: Features) -> dict[str, tf.Tensor]:
+    """`HEAD_loss`, `HEAD_accuracy` (right answers) and `HEAD_weight`, summed over each row: [B].
 
-
-def is_best(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    """1 where the label has the highest logit: [..., C] and [...] to float32 [...]."""
-    return tf.cast(tf.argmax(logits, axis=-1, output_type=labels.dtype) == labels, tf.float32)
+    HEAD is `masked_lm`, and `next_sentence` where there are logits of it.
+    """
+    labels = {"masked_lm": batch["masked_ids"], "next_sentence": batch["next_sentence_labels"]}
+    weights = label_weights(batch)
+    sums = {}
+    for head, scores in logits.items():
+        losses = kernels.softmax_cross_entropy(scores, labels[head])  # [B, P or G]
+        right = tf.argmax(scores, axis=-1, output_type=labels[head].dtype) == labels[head]
+        sums[f"{head}_loss"] = tf.reduce_sum(losses * weights[head], axis=1)
+        sums[f"{head}_accuracy"] = tf.reduce_sum(tf.cast(right, tf.float32) * weights[head], axis=1)
+        sums[f"{head}_weight"] = tf.reduce_sum(weights[head], axis=1)
+    return sums

@@ -83,7 +83,9 @@ def test_every_record_comes_once_an_epoch_and_whole(
     own = numbers_of(batches, 1)[0]
     for theirs, ours in (pretraining.OF_TOKENS | pretraining.OF_MASKED).items():
         assert np.array_equal(batch[ours], arrays[theirs][own]), ours
-    assert np.array_equal(batch["next_sentence_label"], arrays["next_sentence_labels"][own, 0])
+    assert np.array_equal(batch["next_sentence_labels"], arrays["next_sentence_labels"][own])
+    assert batch["next_sentence_weights"].tolist() == [[1.0]] * 8
+    assert batch["cls_positions"].tolist() == [[0]] * 8
     assert batch["weight"].tolist() == [1.0] * 8
 
 
@@ -124,8 +126,8 @@ def test_held_out_records_in_memory(corpus: tuple[tuple[str, ...], Arrays]) -> N
     assert np.array_equal(examples.segment_ids, arrays["segment_ids"][real])
     assert np.array_equal(examples.targets["masked_ids"], arrays["masked_lm_ids"])
     assert np.array_equal(examples.targets["masked_weights"], arrays["masked_lm_weights"])
-    labels = arrays["next_sentence_labels"][:, 0]
-    assert np.array_equal(examples.targets["next_sentence_label"], labels)
+    labels = arrays["next_sentence_labels"]
+    assert np.array_equal(examples.targets["next_sentence_labels"], labels)
 
 
 def test_fingerprints_differ(
@@ -218,7 +220,6 @@ def test_masked_words_alone_need_no_next_sentence(tmp_path: pathlib.Path) -> Non
     alone = dataclasses.replace(RUN, task=dataclasses.replace(RUN.task, next_sentence=False))
     shape = read_shape((str(tmp_path / "a.tfrecord"),), alone, CONFIG)
     assert shape == RecordShape(LENGTH, PREDICTIONS, False)
-    assert "next_sentence_label" not in shape.parse(
-        tf.constant([pretraining.first_record(str(tmp_path / "a.tfrecord"))])
-    )
+    batch = shape.parse(tf.constant([pretraining.first_record(str(tmp_path / "a.tfrecord"))]))
+    assert batch["next_sentence_weights"].numpy().tolist() == [[0.0]]
     assert feature(np.ones(1)).float_list.value == [1.0]

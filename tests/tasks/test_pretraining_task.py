@@ -14,12 +14,13 @@ import tensorflow as tf
 from bert_tf import restore, run_folder, weights
 from bert_tf.checkpoints import read_checkpoint, read_pretrained
 from bert_tf.config import BertConfig, RunConfig
+from bert_tf.data.batches import Examples
 from bert_tf.encoder import UnpaddedLayout, variables_by_name
 from bert_tf.heads import masked_lm_loss
 from bert_tf.tasks import only_classification
 from bert_tf.tasks.contract import Feed
 from bert_tf.tasks.pretraining import PretrainingTask
-from bert_tf.training import Loop, make_gradients
+from bert_tf.training import Loop, make_gradients, total_loss
 from bert_tf.weights import assign
 from tests.tiny_records import LENGTH, Arrays, tiny_records, write_records
 from tests.tiny_run import CHECKPOINT, run_tiny
@@ -73,9 +74,11 @@ def batch_of(records: Arrays) -> dict[str, tf.Tensor]:
         "masked_positions": tf.constant(records["masked_lm_positions"], tf.int32),
         "masked_ids": tf.constant(records["masked_lm_ids"], tf.int32),
         "masked_weights": tf.constant(records["masked_lm_weights"], tf.float32),
-        "next_sentence_label": tf.constant(
-            np.reshape(records["next_sentence_labels"], [-1]), tf.int32
+        "cls_positions": tf.zeros([len(records["input_ids"]), 1], tf.int32),
+        "next_sentence_labels": tf.constant(
+            np.reshape(records["next_sentence_labels"], [-1, 1]), tf.int32
         ),
+        "next_sentence_weights": tf.ones([len(records["input_ids"]), 1]),
     }
 
 
@@ -106,13 +109,16 @@ def test_loss_and_gradients_are_those_of_the_original_release(
     assign(variables, weights.read_weights(str(GOLDENS / "bert_model.ckpt")), "the golden")
     with np.load(GOLDENS / "forward.npz") as forward, np.load(GOLDENS / "gradients.npz") as golden:
         batch = batch_of(dict(forward))
-        loss_weights = task.loss_weights(batch)
+        term_weights = task.term_weights(batch)
         gradients_of = make_gradients(task, model, accumulation=1)
-        loss, gradients = gradients_of(batch, tf.constant([0, 1]), loss_weights, tf.constant(1.0))
-        np.testing.assert_allclose(loss_weights, [forward["masked_lm_weights"].sum(), 4.0])
+        sums, gradients = gradients_of(batch, tf.constant([0, 1]), term_weights, tf.constant(1.0))
+        words = forward["masked_lm_weights"].sum()
+        np.testing.assert_allclose(term_weights, [words, words, 4.0, 4.0])
+        loss = total_loss(task, sums, term_weights)
         np.testing.assert_allclose(loss, forward["loss"], rtol=1e-5)
-        terms = task.loss_sums(model, batch, tf.constant([0, 1])) / loss_weights
-        np.testing.assert_allclose(terms, [forward["mlm_loss"], forward["nsp_loss"]], rtol=1e-5)
+        terms = dict(zip(task.terms, sums / term_weights, strict=True))
+        np.testing.assert_allclose(terms["masked_lm_loss"], forward["mlm_loss"], rtol=1e-5)
+        np.testing.assert_allclose(terms["next_sentence_loss"], forward["nsp_loss"], rtol=1e-5)
         assert set(variables) == set(golden.files)
         for name, gradient in zip(variables, gradients, strict=True):
             np.testing.assert_allclose(gradient, golden[name], atol=2e-6, err_msg=name)
@@ -125,13 +131,12 @@ def test_masked_words_alone(tmp_path: pathlib.Path) -> None:
     names = set(variables_by_name(model))
     assert not [name for name in names if "pooler" in name or "seq_relationship" in name]
     batch = batch_of(tiny_records(9))
-    del batch["next_sentence_label"]
     expected = masked_lm_loss(
         model(batch)["masked_lm"], batch["masked_ids"], batch["masked_weights"]
     )
-    sums = task.loss_sums(model, batch, tf.constant([0, 1]))
-    assert sums.shape == [1]
-    np.testing.assert_allclose(sums[0] / task.loss_weights(batch)[0], expected, rtol=1e-5)
+    sums = task.term_sums(model, batch, tf.constant([0, 1]))
+    assert sums.shape == [2]
+    np.testing.assert_allclose(sums[0] / task.term_weights(batch)[0], expected, rtol=1e-5)
     assert task.metric_names == ("masked_lm_loss", "masked_lm_accuracy")
 
 
@@ -141,12 +146,13 @@ def test_metrics_counted_by_hand(tmp_path: pathlib.Path) -> None:
     answers = np.array([[7, 8, 0], [9, 0, 0], [10, 11, 0], [12, 0, 0]], np.int32)
     masked = np.array([[1, 1, 0], [1, 0, 0], [1, 1, 0], [1, 0, 0]], np.float32)
     said = np.array([[7, 9, 0], [9, 0, 0], [10, 12, 0], [12, 0, 0]])  # two are wrong
-    following = np.array([[0.0, 1.0], [1.0, 0.0], [0.0, 1.0], [5.0, 0.0]], np.float32)
+    following = np.array([[[0.0, 1.0]], [[1.0, 0.0]], [[0.0, 1.0]], [[5.0, 0.0]]], np.float32)
     batch = {
         "masked_ids": tf.constant(answers),
         "masked_weights": tf.constant(masked),
         "weight": tf.constant([1.0, 1.0, 1.0, 0.0]),
-        "next_sentence_label": tf.constant([1, 0, 0, 0]),
+        "next_sentence_labels": tf.constant([[1], [0], [0], [0]]),
+        "next_sentence_weights": tf.ones([4, 1]),
     }
     logits = {
         "masked_lm": tf.one_hot(said, 120) * 3.0,
@@ -154,7 +160,8 @@ def test_metrics_counted_by_hand(tmp_path: pathlib.Path) -> None:
     }
     outputs = task.predict(lambda features: logits, batch)
     rows = {name: value.numpy()[:3] for name, value in outputs.items()}  # as evaluation keeps them
-    metrics = task.metrics(rows, {})
+    nothing = np.zeros(0, np.int32)
+    metrics = task.metrics(rows, Examples(nothing, nothing, np.zeros(1, np.int64), {}))
     total = np.log(np.exp(3.0) + 119)
     right, wrong = total - 3.0, total
     assert metrics["masked_lm_accuracy"] == pytest.approx(3 / 5)
@@ -244,6 +251,11 @@ def test_a_tiny_model_learns_and_its_folder_opens(tmp_path: pathlib.Path) -> Non
     assert losses[-1] < 0.5 * losses[0]
     assert metrics["masked_lm_accuracy"] > 0.5
     assert metrics["next_sentence_accuracy"] > 0.9
+    logged = next(line for line in reversed(lines) if "loss" in line)
+    assert logged["masked_lm_accuracy"] > 0.5
+    assert logged["next_sentence_accuracy"] > 0.9
+    total = logged["masked_lm_loss"] + logged["next_sentence_loss"]
+    assert logged["loss"] == pytest.approx(total, rel=0.02)  # batches differ in masked words
     # The best weights are those of the lowest loss, and every reader of checkpoints reads them.
     measured = [line["eval/masked_lm_loss"] for line in lines if "eval/masked_lm_loss" in line]
     assert metrics["masked_lm_loss"] == min(measured)
