@@ -168,7 +168,8 @@ class DataConfig:
     """Where the examples are and how they are cut.
 
     Files are TSV, CSV or JSONL by their ending; `tfds:NAME/SPLIT` reads a TensorFlow Dataset. For
-    pre-training they are patterns of TFRecord files, with commas between several.
+    pre-training they are patterns of TFRecord files, or of token shards to train on, with commas
+    between several.
     """
 
     train: str = ""
@@ -202,6 +203,13 @@ class TaskConfig:
     kind: str = "class"  # "class", "multilabel" or "regression"
     dropout: float = 0.1  # before the classifier, as in the original release
     next_sentence: bool = True  # pre-training: False learns masked words alone, without a pooler
+    # The others are for pre-training on token shards; in records all of this is decided. They are
+    # the flags of scripts/create_pretraining_data.py.
+    masked_lm_prob: float = 0.15
+    max_predictions_per_seq: int = 20
+    short_seq_prob: float = 0.1
+    whole_words: str = ""  # "per_piece" or "per_word" masks whole words
+    packed_sequences: int = 1  # sequences that may share a row without seeing each other
 
 
 @dataclasses.dataclass(frozen=True)

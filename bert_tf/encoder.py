@@ -30,16 +30,17 @@ class EncoderOutput(NamedTuple):
 # The encoder works on rows [R, H]; only attention needs the grid [B, N, S, D]. A layout is made
 # from the mask of a batch and maps between the two. `PaddedLayout` keeps every position, so that
 # both maps are reshapes of static shape (TPU); `UnpaddedLayout` keeps rows of real tokens only, so
-# that no matrix product is spent on padding (CPU, GPU).
+# that no matrix product is spent on padding (CPU, GPU); `PackedLayout` is for rows of several
+# sequences (pre-training).
 
 
 class Layout(Protocol):
     """What the encoder asks of a layout."""
 
-    attention_bias: tf.Tensor  # float32 [B, 1, 1, S]
+    attention_bias: tf.Tensor  # float32 [B, 1, 1 or S, S]
 
     def __init__(self, mask: tf.Tensor) -> None:
-        """`mask` is int32 [B, S], 1 = real token."""
+        """`mask` is int32 [B, S], 0 = padding, 1 = real token; more is for `PackedLayout`."""
 
     def to_rows(self, grid: tf.Tensor) -> tf.Tensor:
         """[B, S, ...] to [R, ...]."""
@@ -66,6 +67,25 @@ class PaddedLayout:
 
     def position_rows(self, table: tf.Tensor) -> tf.Tensor:
         return tf.tile(table[: self.length], [self.batch, 1])
+
+
+class PackedLayout(PaddedLayout):
+    """As `PaddedLayout`, but the mask numbers the sequences that share a row: 1, 2, and so on.
+
+    A token sees its own sequence alone, and positions begin again with each sequence (Krell et al.
+    2021, "Efficient sequence packing without cross-contamination"). A mask of 0 and 1 gives what
+    `PaddedLayout` gives.
+    """
+
+    def __init__(self, mask: tf.Tensor) -> None:
+        super().__init__(mask)
+        related = tf.cast(mask[:, :, tf.newaxis] == mask[:, tf.newaxis, :], tf.int32)  # [B, S, S]
+        self.attention_bias = attention_bias(related)[:, 0]  # [B, 1, S, S]
+        up_to_here = tf.linalg.band_part(related, -1, 0)  # [B, S, S]
+        self.positions = tf.reshape(tf.reduce_sum(up_to_here, axis=2) - 1, [-1])  # [R]
+
+    def position_rows(self, table: tf.Tensor) -> tf.Tensor:
+        return tf.gather(table, self.positions)
 
 
 class UnpaddedLayout:
@@ -96,7 +116,7 @@ def grid_shape(mask: tf.Tensor) -> tuple[int | tf.Tensor, int | tf.Tensor]:
 
 def attention_bias(mask: tf.Tensor) -> tf.Tensor:
     """0 for real tokens and `MASKED_SCORE` for padding: int [B, S] to float32 [B, 1, 1, S]."""
-    return (1.0 - tf.cast(mask, tf.float32))[:, tf.newaxis, tf.newaxis, :] * kernels.MASKED_SCORE
+    return (1.0 - tf.cast(mask, tf.float32))[:, tf.newaxis, tf.newaxis] * kernels.MASKED_SCORE
 
 
 def split_heads(layout: Layout, rows: tf.Tensor, num_heads: int) -> tf.Tensor:
@@ -285,7 +305,8 @@ class BertEncoder(keras.layers.Layer):
 
         Args:
             config: its shape.
-            layout: `PaddedLayout` (static shapes) or `UnpaddedLayout` (rows of real tokens only).
+            layout: `PaddedLayout` (static shapes), `UnpaddedLayout` (rows of real tokens only), or
+                `PackedLayout` (several sequences in a row).
             recompute: recompute activations in the backward pass instead of keeping them.
             name: first part of the names of all weights.
         """
@@ -318,7 +339,8 @@ class BertEncoder(keras.layers.Layer):
         Args:
             token_ids: any int type, [B, S].
             segment_ids: int [B, S], 0 or 1; None is all 0.
-            mask: int or bool [B, S], 1 for real tokens, 0 for padding; None is all 1.
+            mask: int or bool [B, S], 1 for real tokens (for `PackedLayout`: the number of their
+                sequence in the row), 0 for padding; None is all 1.
             training: whether dropout is applied.
             seed: int32 [2] of that dropout, for a step that can be repeated; None draws one.
             cls_only: compute the last layer at the first position alone, for heads that read

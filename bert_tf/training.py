@@ -305,7 +305,9 @@ def make_train_steps(
         return sums | {
             "loss": loss * weight,
             "weight": weight,
-            "tokens": context.all_reduce(total, tf.cast(tf.reduce_sum(batch["mask"]), tf.float32)),
+            "tokens": context.all_reduce(
+                total, tf.math.count_nonzero(batch["mask"], dtype=tf.float32)
+            ),
             "positions": context.all_reduce(total, tf.cast(tf.size(batch["mask"]), tf.float32)),
             "steps": tf.constant(1.0),
             "learning_rate": update["learning_rate"],

@@ -5,7 +5,14 @@ r"""Makes pre-training instances from raw text, in the files of the original rel
 
 writes data/pretraining-00000-of-00012.tfrecord and so on, on all cores. When it is stopped, the
 same command goes on with the shards that are missing. The flags are those of the original
-create_pretraining_data.py, and so are their defaults; the last six are new.
+create_pretraining_data.py, and so are their defaults; the last seven are new.
+
+    python scripts/create_pretraining_data.py --input_file='text/*.txt' --vocab_file=vocab.txt \
+        --output_file=data/pretraining --form=tokens
+
+writes data/pretraining-00000-of-00012.tokens.npz and so on: tokens alone, of which training makes
+new pairs and masks in every epoch. Flags of instances mean nothing to it: they are settings of
+config.task and config.data there.
 """
 
 from __future__ import annotations
@@ -15,14 +22,14 @@ import os
 from absl import flags, logging
 
 from bert_tf import command_line
-from bert_tf.data.creation import CreationConfig, create_pretraining_data
+from bert_tf.data.creation import ENDINGS, CreationConfig, create_pretraining_data
 from bert_tf.data.instances import InstanceConfig
 
 INPUT = flags.DEFINE_string(
     "input_file", None, "Files of UTF-8 text; comma-separated patterns.", required=True
 )
 OUTPUT = flags.DEFINE_string(
-    "output_file", None, "NAME.tfrecord, for NAME-00000-of-00012.tfrecord...", required=True
+    "output_file", None, "NAME or NAME.tfrecord, for NAME-00000-of-00012.tfrecord...", required=True
 )
 VOCABULARY = flags.DEFINE_string("vocab_file", None, "vocab.txt, one piece a line.", required=True)
 LOWER_CASE = flags.DEFINE_bool("do_lower_case", True, "False for cased models.")
@@ -51,6 +58,9 @@ WORD_FORM = flags.DEFINE_enum(
     "piece on its own, as in the original, or all become the same.",
 )
 SHARD_MIB = flags.DEFINE_float("shard_mib", 4.0, "MiB of text for each output file, about.")
+FORM = flags.DEFINE_enum(
+    "form", "records", sorted(ENDINGS), "Instances, or only the tokens to make them of."
+)
 PROCESSES = flags.DEFINE_integer("processes", 0, "At the same time; 0: one for each core.")
 
 
@@ -68,6 +78,7 @@ def main(unused_argv: list[str]) -> None:
         language=PROSE.value,
         blank_lines=int(not PROSE.value) if BLANK_LINES.value is None else BLANK_LINES.value,
         shard_bytes=int(SHARD_MIB.value * (1 << 20)),
+        form=FORM.value,
         instances=InstanceConfig(
             max_seq_length=MAX_SEQ_LENGTH.value,
             max_predictions_per_seq=MAX_PREDICTIONS.value,
@@ -78,7 +89,8 @@ def main(unused_argv: list[str]) -> None:
         ),
     )
     made = create_pretraining_data(config, PROCESSES.value or os.cpu_count() or 1)
-    logging.info("made %s instances, %s tokens", f"{made.instances:,}", f"{made.tokens:,}")
+    amounts = f"{made.instances:,}", config.unit, f"{made.tokens:,}"
+    logging.info("made %s %s, %s tokens", *amounts)
 
 
 if __name__ == "__main__":

@@ -226,6 +226,13 @@ def check_language(language: str) -> None:
     prose_segmenter()
 
 
+def origin_shard(corpus: Corpus, shard: int) -> int:
+    """Where the document that a shard begins with begins: it is the last one there."""
+    while not shard_start(corpus, shard)[1]:
+        shard -= 1
+    return shard
+
+
 def other_documents(corpus: Corpus, shard: int) -> list[Document]:
     """Documents for the random next sentences of a shard that has only one document itself.
 
@@ -234,9 +241,7 @@ def other_documents(corpus: Corpus, shard: int) -> list[Document]:
     Raises:
         ValueError: the whole corpus is one document.
     """
-    origin = shard  # where the document of this shard began; it is the last one there
-    while not shard_start(corpus, origin)[1]:
-        origin -= 1
+    origin = origin_shard(corpus, shard)
     for step in range(1, corpus.num_shards + 1):
         other = (shard + step) % corpus.num_shards
         if shard_start(corpus, other)[1]:

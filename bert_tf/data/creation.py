@@ -26,6 +26,7 @@ from absl import logging
 
 from bert_tf.config import VERSION, read_json, write_json
 from bert_tf.data import corpus as corpus_module
+from bert_tf.data import token_shards
 from bert_tf.data.corpus import Corpus
 from bert_tf.data.instances import (
     Documents,
@@ -34,12 +35,13 @@ from bert_tf.data.instances import (
     PieceTable,
     build_pairs,
     make_instances,
+    piece_table,
 )
 from bert_tf.data.records import serialize
-from bert_tf.tokenization import SUFFIX_MARK, Tokenizer
+from bert_tf.tokenization import Tokenizer
 
 CHUNK_POSITIONS = 1 << 17  # of instances made at once: 1,024 of length 128
-ENDING = ".tfrecord"
+ENDINGS = {"records": ".tfrecord", "tokens": token_shards.ENDING}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,24 +56,35 @@ class CreationConfig:
     language: str = ""  # of prose; "" is one sentence a line
     blank_lines: int = 1  # see Corpus
     shard_bytes: int = 4 << 20
+    form: str = "records"  # or "tokens", of which training makes instances: data/token_shards.py
     instances: InstanceConfig = dataclasses.field(default_factory=InstanceConfig)
+
+    @property
+    def unit(self) -> str:
+        """What is counted of the output."""
+        return "documents" if self.form == "tokens" else "instances"
+
+    @property
+    def ending(self) -> str:
+        """Of the output files."""
+        return ENDINGS[self.form]
 
     @property
     def name(self) -> str:
         """Of the output files, without number and ending."""
-        return self.output_file.removesuffix(ENDING)
+        return self.output_file.removesuffix(self.ending)
 
     def shard_path(self, shard: int, num_shards: int) -> str:
         """The output file of a shard."""
-        return f"{self.name}-{shard:05d}-of-{num_shards:05d}{ENDING}"
+        return f"{self.name}-{shard:05d}-of-{num_shards:05d}{self.ending}"
 
 
 class Amount(NamedTuple):
     """How much was done."""
 
     text_bytes: int = 0
-    instances: int = 0
-    tokens: int = 0  # of the instances, padding not counted
+    instances: int = 0  # or documents, where only tokens are written
+    tokens: int = 0  # padding not counted
 
     def plus(self, other: Amount) -> Amount:
         """The sum."""
@@ -111,7 +124,7 @@ def create_pretraining_data(config: CreationConfig, processes: int) -> Amount:
     create = functools.partial(create_shard, config, corpus)
     processes = min(processes, len(shards))
     amounts = map(create, shards) if processes <= 1 else in_processes(create, shards, processes)
-    return with_progress(amounts, len(shards))
+    return with_progress(amounts, len(shards), config.unit)
 
 
 def check(config: CreationConfig) -> None:
@@ -147,10 +160,10 @@ def claim_output(config: CreationConfig, corpus: Corpus) -> None:
                 f"Choose another --output_file, or remove {config.name}*."
             )
         return
-    if tf.io.gfile.glob(f"{config.name}-?????-of-?????{ENDING}"):
+    if tf.io.gfile.glob(f"{config.name}-?????-of-?????{config.ending}"):
         raise ValueError(
-            f"{config.name}-*{ENDING} are there, but not {path}, which would say how they were "
-            "made. Choose another --output_file, or remove them."
+            f"{config.name}-*{config.ending} are there, but not {path}, which would say how they "
+            "were made. Choose another --output_file, or remove them."
         )
     tf.io.gfile.makedirs(os.path.dirname(path) or ".")
     write_json(path, settings)
@@ -173,9 +186,12 @@ def output_settings(config: CreationConfig, corpus: Corpus) -> dict[str, Any]:
         "language": config.language,
         "blank_lines": config.blank_lines,
         "num_shards": corpus.num_shards,
-        "random_seed": config.random_seed,
-        **dataclasses.asdict(config.instances),
-    }
+        "form": config.form,
+    } | (
+        {}
+        if config.form == "tokens"
+        else {"random_seed": config.random_seed, **dataclasses.asdict(config.instances)}
+    )
 
 
 # --------------------------------------------------------------------------------------- one shard
@@ -187,24 +203,58 @@ def create_shard(config: CreationConfig, corpus: Corpus, shard: int) -> Amount:
     Raises:
         ValueError: the text cannot be used, or the file cannot be written.
     """
+    write = write_tokens if config.form == "tokens" else write_records
+    path = config.shard_path(shard, corpus.num_shards)
+    try:
+        num_instances, tokens = write(config, corpus, shard)
+    except tf.errors.OpError as error:
+        raise ValueError(f"{path} cannot be written: {error.message}") from None
+    start, end = (corpus_module.shard_start(corpus, number)[0] for number in (shard, shard + 1))
+    return Amount(end - start, num_instances, tokens)
+
+
+def write_tokens(config: CreationConfig, corpus: Corpus, shard: int) -> tuple[int, int]:
+    """Writes the tokens of a shard; gives the number of documents and of tokens."""
+    own = corpus_module.read_documents(corpus, shard)
+    tokenize, _ = cached_tokenizer(config.vocab_file, config.lower_case)
+    documents = corpus_module.tokenize_documents(own, len(own), tokenize)
+    ids = document_ids(shard, corpus_module.origin_shard(corpus, shard), documents.num_own)
+    written = token_shards.shard_of(documents, ids)
+    token_shards.write_shard(config.shard_path(shard, corpus.num_shards), written)
+    return documents.num_own, len(documents.token_ids)
+
+
+def document_ids(shard: int, origin: int, num_documents: int) -> np.ndarray:
+    """Numbers that parts of one document have in common, int64.
+
+    Args:
+        shard: the number of this shard.
+        origin: of the shard in which its first document begins.
+        num_documents: of this shard.
+    """
+    ids = (np.int64(shard) << 32) + np.arange(1, num_documents + 1)
+    ids[-1:] = np.int64(shard) << 32  # it may go on in the next shard
+    if origin != shard:
+        ids[:1] = np.int64(origin) << 32
+    return ids
+
+
+def write_records(config: CreationConfig, corpus: Corpus, shard: int) -> tuple[int, int]:
+    """Writes the instances of a shard; gives their number and that of their tokens."""
     generator = np.random.Generator(np.random.PCG64([config.random_seed, shard]))
     path = config.shard_path(shard, corpus.num_shards)
     folder, name = os.path.split(path)
     temporary = os.path.join(folder, f".{name}.tmp")
     num_instances = tokens = 0
     chunks = instance_chunks(config, shard_documents(config, corpus, shard), generator)
-    try:
-        with tf.io.TFRecordWriter(temporary) as writer:
-            for chunk in chunks:
-                for record in serialize(chunk):
-                    writer.write(record)
-                num_instances += len(chunk.input_ids)
-                tokens += int(chunk.input_mask.sum())
-        tf.io.gfile.rename(temporary, path, overwrite=True)
-    except tf.errors.OpError as error:
-        raise ValueError(f"{path} cannot be written: {error.message}") from None
-    start, end = (corpus_module.shard_start(corpus, number)[0] for number in (shard, shard + 1))
-    return Amount(end - start, num_instances, tokens)
+    with tf.io.TFRecordWriter(temporary) as writer:
+        for chunk in chunks:
+            for record in serialize(chunk):
+                writer.write(record)
+            num_instances += len(chunk.input_ids)
+            tokens += int(chunk.input_mask.sum())
+    tf.io.gfile.rename(temporary, path, overwrite=True)
+    return num_instances, tokens
 
 
 def shard_documents(config: CreationConfig, corpus: Corpus, shard: int) -> Documents:
@@ -239,9 +289,7 @@ def cached_tokenizer(
 ) -> tuple[Callable[[tf.Tensor], tf.RaggedTensor], PieceTable]:
     """The tokenizer and its pieces, made once in each process."""
     tokenizer = Tokenizer(vocab_file, lower_case)
-    continues = np.array([piece.startswith(SUFFIX_MARK) for piece in tokenizer.vocab])
-    pieces = PieceTable(tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id, continues)
-    return corpus_module.graph_tokenizer(tokenizer), pieces
+    return corpus_module.graph_tokenizer(tokenizer), piece_table(tokenizer)
 
 
 # --------------------------------------------------------------------------------------- processes
@@ -286,19 +334,20 @@ def leave_with_parent() -> None:
         os._exit(1)
 
 
-def with_progress(amounts: Iterator[Amount], num_shards: int) -> Amount:
+def with_progress(amounts: Iterator[Amount], num_shards: int, unit: str) -> Amount:
     """Logs a line after each shard; gives the sum."""
     start, total = time.monotonic(), Amount()
     for number, amount in enumerate(amounts, start=1):
         total = total.plus(amount)
         seconds = time.monotonic() - start
         logging.info(
-            "shard %d of %d: %s instances, %s instances/s, %s tokens/s, %.2f MB of text/s, "
-            "%.0f s left",
+            "shard %d of %d: %s %s, %s %s/s, %s tokens/s, %.2f MB of text/s, %.0f s left",
             number,
             num_shards,
             f"{total.instances:,}",
+            unit,
             f"{total.instances / seconds:,.0f}",
+            unit,
             f"{total.tokens / seconds:,.0f}",
             total.text_bytes / seconds / 1e6,
             seconds / number * (num_shards - number),

@@ -18,6 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bert_tf.tokenization import SUFFIX_MARK, Tokenizer
+
 SPECIAL_PIECES = 3  # [CLS] A [SEP] B [SEP]
 MIN_SEQ_LENGTH = SPECIAL_PIECES + 2  # one token for each segment
 MASK_SHARE = 0.8  # of the chosen pieces become [MASK] (section 3.1 of the paper)
@@ -70,6 +72,12 @@ class PieceTable(NamedTuple):
     sep_id: int
     mask_id: int
     continues: np.ndarray  # bool [V]: the piece goes on with a word, "##ing"
+
+
+def piece_table(tokenizer: Tokenizer) -> PieceTable:
+    """What masking must know of a tokenizer's vocabulary."""
+    continues = np.array([piece.startswith(SUFFIX_MARK) for piece in tokenizer.vocab])
+    return PieceTable(tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id, continues)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,6 +175,11 @@ def add_pairs(
         else:
             rows.extend((starts[first], starts[split], starts[split], starts[end], 0))
             first = end
+
+
+def sequence_lengths(pairs: Pairs, config: InstanceConfig) -> np.ndarray:
+    """Tokens of each instance, special ones included: int64 [E]."""
+    return np.minimum(pairs.a_length + pairs.b_length + SPECIAL_PIECES, config.max_seq_length)
 
 
 def truncate(pairs: Pairs, max_tokens: int, generator: np.random.Generator) -> Pairs:

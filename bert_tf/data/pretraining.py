@@ -317,12 +317,7 @@ class Records:
             records = windows.map(self.window_reader(seed)).prefetch(1).unbatch().skip(skipped)
             batches = records.batch(global_batch_size, drop_remainder=True)
             batches = batches.map(parse, num_parallel_calls=AUTOTUNE).prefetch(AUTOTUNE)
-        options = tf.data.Options()
-        options.deterministic = True
-        # Every worker reads all records and keeps its share of each batch: see data.batches.
-        policy = tf.data.experimental.AutoShardPolicy.DATA
-        options.experimental_distribute.auto_shard_policy = policy
-        return batches.with_options(options)
+        return batches.with_options(one_share_each())
 
     def locate(self, record: int, seed: int) -> tuple[int, int]:
         """Where record number `record` of the endless sequence is: window, and place in it."""
@@ -366,6 +361,14 @@ class Records:
             return shuffled(whole.get_single_element(), seed, -1 - number)
 
         return read_window
+
+
+def one_share_each() -> tf.data.Options:
+    """Every worker reads all rows and keeps its share of each batch: see data.batches."""
+    options = tf.data.Options()
+    options.deterministic = True
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    return options
 
 
 def framed_bytes(records: tf.Tensor) -> tf.Tensor:

@@ -387,7 +387,7 @@ class ClassificationTask:
         self, outputs: Mapping[str, np.ndarray], examples: batches.Examples
     ) -> dict[str, float]:
         """Metrics and mean loss of all examples: outputs of `predict`, and their labels."""
-        decisions, labels = self.decisions(outputs["probabilities"]), examples.targets["label"]
+        labels, decisions = examples.targets["label"], self.decisions(outputs["probabilities"])
         measured = metric_functions.compute(self.metric_names, labels, decisions)
         return measured | {"loss": float(outputs["loss"].mean())}
 

@@ -15,11 +15,13 @@ import tf_keras as keras
 
 from bert_tf import kernels
 from bert_tf.config import BertConfig, RunConfig
-from bert_tf.data import batches
+from bert_tf.data import batches, token_shards
+from bert_tf.data.instances import InstanceConfig, piece_table
 from bert_tf.data.pretraining import Records, find_files, read_examples, read_shape
-from bert_tf.encoder import BertEncoder, Layout, PaddedLayout
+from bert_tf.data.token_shards import Recipe, TokenShards
+from bert_tf.encoder import BertEncoder, Layout, PackedLayout, PaddedLayout
 from bert_tf.heads import MaskedLMHead, NextSentenceHead
-from bert_tf.tasks.contract import Features
+from bert_tf.tasks.contract import Features, TrainingData
 from bert_tf.tokenization import Tokenizer
 
 
@@ -80,7 +82,10 @@ class PretrainingModel(keras.layers.Layer):
 
 @dataclasses.dataclass(frozen=True)
 class PretrainingTask:
-    """Masked words, and whether the second segment follows the first, from TFRecord files."""
+    """Masked words, and whether the second segment follows the first.
+
+    It trains on TFRecord files or on token shards, and is measured on TFRecord files.
+    """
 
     run: RunConfig
     config: BertConfig
@@ -115,6 +120,8 @@ class PretrainingTask:
 
     def build_model(self, layout: type[Layout] = PaddedLayout) -> PretrainingModel:
         """A model with fresh weights, to be called inside `strategy.scope()`."""
+        if self.run.task.packed_sequences > 1:
+            layout = PackedLayout
         recompute = self.run.model.recompute
         return PretrainingModel(self.config, self.run.task.next_sentence, layout, recompute)
 
@@ -122,10 +129,32 @@ class PretrainingTask:
         """The files of a split; raises ValueError where there are none."""
         return find_files(getattr(self.run.data, split, ""), f"config.data.{split}")
 
-    def training_data(self) -> Records:
+    def training_data(self) -> TrainingData:
         """The training files, to be streamed."""
-        files = self.files("train")
+        files, task = self.files("train"), self.run.task
+        if files[0].endswith(token_shards.ENDING):
+            shards = TokenShards.index(files, self.recipe(), self.config)
+            shards.log_share(self.run.train.seed)
+            return shards
+        if task.packed_sequences > 1:
+            raise ValueError(
+                f"config.task.packed_sequences={task.packed_sequences} is for token shards, and "
+                f"{files[0]} is none; scripts/create_pretraining_data.py --form=tokens makes them."
+            )
         return Records.index(files, read_shape(files, self.run, self.config))
+
+    def recipe(self) -> Recipe:
+        """How rows are made of token shards."""
+        task = self.run.task
+        instances = InstanceConfig(
+            max_seq_length=self.run.data.max_seq_length,
+            max_predictions_per_seq=task.max_predictions_per_seq,
+            masked_lm_prob=task.masked_lm_prob,
+            short_seq_prob=task.short_seq_prob,
+            dupe_factor=1,
+            whole_words=task.whole_words,
+        )
+        return Recipe(instances, task.packed_sequences, piece_table(self.tokenizer))
 
     def examples(self, split: str) -> batches.Examples:
         """All records of a split in memory, to be measured."""
