@@ -59,22 +59,24 @@ def plan_packs(histogram: np.ndarray, max_sequences: int) -> Iterator[tuple[Pack
     growing: list[list[tuple[Pack, int]]] = [[] for _ in range(row_length + 1)]
     for length in range(row_length, 0, -1):
         left, room = int(histogram[length]), row_length
-        kind: Pack
         while left:
             while room >= length and not growing[room]:
                 room -= 1
-            if room < length:  # no pack has room for it
-                kind, count, room_of_kind = (length,), left, row_length
-            else:
+            if room >= length:
                 kind, available = growing[room].pop()
-                count, room_of_kind = min(left, available), room
+                count = used = min(left, available)
                 if available > count:
                     growing[room].append((kind, available - count))
                 kind = (*kind, length)
-            left -= count
-            if len(kind) == max_sequences or room_of_kind == length:
+            else:  # no pack has room for it: new ones have room for several of this length
+                several = min(left, row_length // length, max_sequences)
+                kind, count = (length,) * several, left // several
+                used = several * count
+            left -= used
+            room_left = row_length - sum(kind)
+            if len(kind) == max_sequences or not room_left:
                 yield kind, count
             else:
-                growing[room_of_kind - length].append((kind, count))
+                growing[room_left].append((kind, count))
     for kinds in growing:
         yield from kinds

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from bert_tf import restore, run_folder, weights
 from bert_tf.checkpoints import read_checkpoint, read_pretrained
 from bert_tf.config import BertConfig, RunConfig
 from bert_tf.data.batches import Examples
+from bert_tf.data.token_shards import write_shard
 from bert_tf.encoder import UnpaddedLayout, variables_by_name
 from bert_tf.heads import masked_lm_loss
 from bert_tf.tasks import only_classification
@@ -22,6 +24,7 @@ from bert_tf.tasks.contract import Feed
 from bert_tf.tasks.pretraining import PretrainingTask
 from bert_tf.training import Loop, make_gradients, total_loss
 from bert_tf.weights import assign
+from tests.data.test_token_shards import shard
 from tests.tiny_records import LENGTH, Arrays, tiny_records, write_records
 from tests.tiny_run import CHECKPOINT, run_tiny
 
@@ -82,7 +85,7 @@ def batch_of(records: Arrays) -> dict[str, tf.Tensor]:
     }
 
 
-def slow(*values: int) -> Any:
+def slow(*values: Any) -> Any:
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
@@ -206,12 +209,44 @@ def test_replicas_and_accumulation_give_the_same_update(
         np.testing.assert_allclose(tensors[name], value, atol=1e-6, err_msg=name)
 
 
-@pytest.mark.parametrize("died_at", [5, slow(8)])
+def packed_run(folder: pathlib.Path, **changes: dict[str, Any]) -> RunConfig:
+    """A run on token shards, with up to three sequences in a row."""
+    for number in range(2):
+        write_shard(str(folder / f"x-{number}.tokens.npz"), shard(number, documents=20))
+    run = run_of(folder, task=VALUES["task"] | {"packed_sequences": 3}, **changes)
+    data = dataclasses.replace(run.data, train=str(folder / "*.tokens.npz"))
+    return dataclasses.replace(run, data=data)
+
+
+def test_packed_rows_give_the_same_update_on_two_replicas(tmp_path: pathlib.Path) -> None:
+    """Rows have one to three next-sentence labels, so a mean of means would differ."""
+    optimizer = {"name": "sgd", "learning_rate": 0.05, "warmup_proportion": 0.0}
+    for replicas, accumulation in ((1, 1), (2, 2)):
+        train = VALUES["train"] | {"steps": 3, "accumulation": accumulation}
+        run = packed_run(tmp_path, optimizer=optimizer, train=train)
+        run_tiny(run, tmp_path / f"run{replicas}", replicas)
+    one, two = final_tensors(tmp_path / "run1"), final_tensors(tmp_path / "run2")
+    for name, value in one.items():
+        np.testing.assert_allclose(two[name], value, atol=1e-6, err_msg=name)
+    line = json.loads((tmp_path / "run1/metrics.jsonl").read_text().splitlines()[0])
+    assert {"masked_lm_accuracy", "next_sentence_accuracy"} <= set(line)
+
+
+def test_records_are_not_packed(tmp_path: pathlib.Path) -> None:
+    run = run_of(tmp_path, task=VALUES["task"] | {"packed_sequences": 3})
+    with pytest.raises(ValueError, match=r"packed_sequences=3 is for token shards.*--form=tokens"):
+        task_of(run).training_data()
+
+
+@pytest.mark.parametrize(("make_run", "died_at"), [(run_of, 5), slow(run_of, 8), (packed_run, 8)])
 def test_a_resumed_run_ends_with_the_same_bits(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, died_at: int
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make_run: Callable[..., RunConfig],
+    died_at: int,
 ) -> None:
-    """With dropout, and over the ends of several epochs of 50 records."""
-    run = run_of(
+    """With dropout, and over the ends of several epochs of 50 records or of packed rows."""
+    run = make_run(
         tmp_path,
         model={"init_checkpoint": str(CHECKPOINT)},
         train=VALUES["train"] | {"eval_every": 4},
