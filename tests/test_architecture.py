@@ -53,6 +53,7 @@ MAX_LINES = 450
 # Third-party modules by the distribution of pyproject.toml that brings them.
 MODULES = {
     "absl-py": "absl",
+    "matplotlib": "matplotlib",
     "ml_collections": "ml_collections",
     "numpy": "numpy",
     "safetensors": "safetensors",
