@@ -12,7 +12,7 @@ Command: python scripts/learn_vocab.py --input_file='data/text/train/*.txt' \
          python scripts/plot_metrics.py --workdir=runs/laptop
 Files:   data/text/train/*.txt and other texts in data/text/dev/; the commands make the rest. Pairs,
          masks and packed rows are made anew in every epoch. 5.3 million parameters.
-Device:  any; 16 rows of 128 tokens a step, 5,500 steps.
+Device:  any; 16 rows of 128 tokens a step, 6,500 steps.
 Hours:   HOURS
 Score:   SCORE
 """
@@ -56,7 +56,7 @@ def get_config() -> ConfigDict:
             optimizer=OptimizerConfig(learning_rate=1e-3, warmup_proportion=0.05, beta_2=0.98),
             train=TrainConfig(
                 global_batch_size=16,
-                steps=5500,
+                steps=6500,
                 eval_every=500,
                 save_every=500,
                 log_every=50,
