@@ -347,9 +347,9 @@ class TokenShards:
         self, run: RunConfig, first_step: int, total_steps: int, accelerator: Accelerator
     ) -> RecordFeed:
         """The batches from `first_step` on; there is no last one."""
-        size = run.train.global_batch_size
-        batches = self.dataset(size, run.train.seed, first_step)
-        return RecordFeed(iter(accelerator.strategy.experimental_distribute_dataset(batches)))
+        train = run.train
+        batches = self.dataset(train.global_batch_size, train.seed, first_step)
+        return RecordFeed.of(batches, accelerator)
 
     def dataset(self, global_batch_size: int, seed: int, first_step: int = 0) -> tf.data.Dataset:
         """Endless batches of one static shape, from `first_step` on; see `make_rows`."""
