@@ -25,7 +25,14 @@ from bert_tf import checkpoints, conversion, export, heads
 from bert_tf.checkpoints import Checkpoint
 from bert_tf.config import BertConfig, DataConfig, RunConfig, TaskConfig
 from bert_tf.distribution import cpu_strategy
-from bert_tf.encoder import BertEncoder, Layout, PaddedLayout, UnpaddedLayout, variables_by_name
+from bert_tf.encoder import (
+    BertEncoder,
+    Layout,
+    PackedLayout,
+    PaddedLayout,
+    UnpaddedLayout,
+    variables_by_name,
+)
 from bert_tf.restore import OpenedRun
 from bert_tf.tasks import TASKS, pretraining
 from bert_tf.tasks import classification as classification_task
@@ -56,6 +63,14 @@ FEATURES = {
     "segment_ids": (np.arange(12) >= np.array([[5], [3], [12], [2]])) * MASK,
     "mask": MASK,
     "masked_positions": np.array([[1, 5, 11], [2, 3, 6], [0, 0, 0], [4, 1, 0]], np.int32),  # [B, P]
+    "cls_positions": np.zeros([4, 1], np.int32),  # [B, G]
+}
+# The first row as three sequences, the second as two.
+PACKED = FEATURES | {
+    "mask": np.array(
+        [[1] * 5 + [2] * 4 + [3] * 3, [1] * 4 + [2] * 3 + [0] * 5, *MASK[2:].tolist()]
+    ),
+    "cls_positions": np.array([[0, 5, 9], [0, 4, 0], [0, 0, 0], [0, 0, 0]], np.int32),
 }
 
 
@@ -85,11 +100,13 @@ class EncoderModel(tf.Module):
 class PretrainingModel(tf.Module):
     """Encoder with one or both heads of pre-training."""
 
-    inputs = ("token_ids", "segment_ids", "mask", "masked_positions")
+    inputs = ("token_ids", "segment_ids", "mask", "masked_positions", "cls_positions")
 
-    def __init__(self, next_sentence: bool = True) -> None:
+    def __init__(self, next_sentence: bool = True, packed: bool = False) -> None:
         super().__init__()
-        self.model = pretraining.PretrainingModel(CONFIG, next_sentence)
+        layout = PackedLayout if packed else PaddedLayout
+        self.packed = packed
+        self.model = pretraining.PretrainingModel(CONFIG, next_sentence, layout)
 
     def __call__(self, features: Mapping[str, tf.Tensor]) -> Tensors:
         return self.model(features)
@@ -141,6 +158,9 @@ CASES = {
     "encoder, padded rows": Case(EncoderModel),
     "encoder, unpadded rows": Case(lambda: EncoderModel(UnpaddedLayout), static_shapes=False),
     "masked LM, next sentence": Case(PretrainingModel, task="pretraining"),
+    "masked LM, next sentence, packed rows": Case(
+        lambda: PretrainingModel(packed=True), task="pretraining"
+    ),
     "masked LM alone": Case(lambda: PretrainingModel(False), task="pretraining"),
     "one sentence": Case(
         task="classification",
@@ -285,7 +305,8 @@ def set_weights(model: Any) -> None:
 
 
 def tensors(model: Any) -> Tensors:
-    return {name: tf.constant(FEATURES[name], tf.int32) for name in model.inputs}
+    features = PACKED if getattr(model, "packed", False) else FEATURES
+    return {name: tf.constant(features[name], tf.int32) for name in model.inputs}
 
 
 def numpy(outputs: Mapping[str, tf.Tensor]) -> Arrays:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras as keras
 
 from bert_tf import restore, run_folder, weights
 from bert_tf.checkpoints import read_checkpoint, read_pretrained
@@ -230,6 +231,18 @@ def test_packed_rows_give_the_same_update_on_two_replicas(tmp_path: pathlib.Path
         np.testing.assert_allclose(two[name], value, atol=1e-6, err_msg=name)
     line = json.loads((tmp_path / "run1/metrics.jsonl").read_text().splitlines()[0])
     assert {"masked_lm_accuracy", "next_sentence_accuracy"} <= set(line)
+
+
+def test_packed_rows_in_bfloat16_with_recomputed_activations(tmp_path: pathlib.Path) -> None:
+    model = VALUES["model"] | {"recompute": True}
+    run = packed_run(tmp_path, model=model, train=VALUES["train"] | {"steps": 4})
+    keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    try:
+        run_tiny(run, tmp_path / "run", dtype="bfloat16")
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    line = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[0])
+    assert 0 < line["masked_lm_loss"] < 2 * np.log(120)
 
 
 def test_records_are_not_packed(tmp_path: pathlib.Path) -> None:
