@@ -8,13 +8,16 @@ H hidden, N heads, D head size, F feed-forward, L layers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
 from bert_tf import kernels
 from bert_tf.config import BertConfig
+from bert_tf.embedding import Embedder, EmbeddingConfig
 
 
 class EncoderOutput(NamedTuple):
@@ -314,6 +317,7 @@ class BertEncoder(keras.layers.Layer):
         self.supports_masking = True  # `mask` is an argument like any other, not Keras's own
         self.config = config
         self.tokenizer: tf.Module | None = None
+        self.embedder: Embedder | None = None
         self.layout = layout
         self.recompute = recompute
         self.embeddings = Embeddings(config, name=f"{name}/embeddings")
@@ -375,6 +379,21 @@ class BertEncoder(keras.layers.Layer):
     def pool(self, vectors: tf.Tensor) -> tf.Tensor:
         """What heads of whole sequences read: [CLS] vectors of the last layer to [B, H] each."""
         return tf.tanh(self.pooler(vectors))
+
+    def embed(self, texts: Sequence[str | bytes], **settings: Any) -> np.ndarray | list[np.ndarray]:
+        """Vectors float32 [N, H] of texts, mean-pooled and of length 1.
+
+        Args:
+            texts: N of them, of any length.
+            settings: fields of `embedding.EmbeddingConfig`, such as `pooling="cls"`.
+
+        Raises:
+            ValueError: the encoder has no tokenizer, or a setting does not fit it.
+        """
+        config = EmbeddingConfig(**settings)
+        if self.embedder is None or self.embedder.config != config:
+            self.embedder = Embedder(self, config)
+        return self.embedder(texts)
 
     def compute_mask(self, *unused: object) -> None:
         """Keras asks for the mask of the outputs: there is none."""

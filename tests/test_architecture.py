@@ -28,6 +28,7 @@ LAYERS = {
     "extension": 1,
     "vocabulary": 1,
     "distribution": 1,
+    "embedding": 1,
     "encoder": 1,
     "heads": 1,
     "hugging_face": 1,

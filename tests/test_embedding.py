@@ -1,0 +1,145 @@
+"""Texts to vectors: pooling by hand, the order of the texts, and what cannot work."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import bert_tf
+from bert_tf import embedding
+from bert_tf.embedding import EmbeddingConfig
+from tests.tiny_run import CHECKPOINT
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+TEXTS = ["the cat sat", "", "a dog", "the cat sat on the mat and read the book", "a dog"]
+
+
+@pytest.fixture(scope="module")
+def encoder() -> bert_tf.BertEncoder:
+    return bert_tf.load(str(CHECKPOINT))
+
+
+def alone(encoder: bert_tf.BertEncoder, text: str) -> list[np.ndarray]:
+    """Every layer [S, H] of one text, without any padding."""
+    tokenizer = encoder.tokenizer
+    packed = tokenizer.pack(tokenizer([text]), max_seq_length=40)  # type: ignore[misc,union-attr]
+    return [layer[0].numpy() for layer in encoder(packed.token_ids.to_tensor()).layers]
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean", "max"])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_vectors_are_those_of_each_text_alone(
+    encoder: bert_tf.BertEncoder, pooling: str, normalize: bool
+) -> None:
+    vectors = encoder.embed(TEXTS, pooling=pooling, normalize=normalize)
+    assert isinstance(vectors, np.ndarray)
+    assert vectors.dtype == np.float32
+    by_hand = {"cls": lambda x: x[0], "mean": lambda x: x.mean(axis=0), "max": lambda x: x.max(0)}
+    for text, vector in zip(TEXTS, vectors, strict=True):
+        expected = by_hand[pooling](alone(encoder, text)[-1])
+        if normalize:
+            expected = expected / np.linalg.norm(expected)
+        np.testing.assert_allclose(vector, expected, atol=1e-5)
+
+
+def test_layers_are_joined_and_pieces_kept(encoder: bert_tf.BertEncoder) -> None:
+    settings = {"pooling": "none", "layers": (-1, 0), "normalize": False}
+    for text, vectors in zip(TEXTS, encoder.embed(TEXTS, **settings), strict=True):
+        layers = alone(encoder, text)
+        expected = np.concatenate([layers[-1], layers[0]], axis=-1)
+        np.testing.assert_allclose(vectors, expected, atol=1e-5)
+
+
+def test_many_small_batches_and_windows(
+    encoder: bert_tf.BertEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = encoder.embed(TEXTS * 5)
+    monkeypatch.setattr(embedding, "WINDOW_TEXTS", 4)
+    parts = encoder.embed(TEXTS * 5, batch_positions=10)
+    np.testing.assert_allclose(parts, whole, atol=1e-6)
+
+
+def test_no_text_and_bytes(encoder: bert_tf.BertEncoder) -> None:
+    assert encoder.embed([]).shape == (0, 32)  # type: ignore[union-attr]
+    both = encoder.embed([b"the cat sat", "the cat sat"])
+    np.testing.assert_allclose(both[0], both[1], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"pooling": "sum"}, "pooling='sum' must be one of cls, mean, max, none"),
+        ({"layers": (2,)}, r"layers=\[2\]: this encoder has the layers -2 to 1"),
+        ({"layers": ()}, r"layers=\[\]"),
+        ({"max_seq_length": 41}, r"max_seq_length=41 must be from 2 .* to 40"),
+    ],
+)
+def test_mistakes(encoder: bert_tf.BertEncoder, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        encoder.embed(TEXTS, **settings)
+
+
+def test_an_encoder_without_a_tokenizer(encoder: bert_tf.BertEncoder) -> None:
+    bare = bert_tf.BertEncoder(encoder.config)
+    with pytest.raises(ValueError, match="has no tokenizer"):
+        bare.embed(TEXTS)
+
+
+def test_the_settings_are_compared(encoder: bert_tf.BertEncoder) -> None:
+    encoder.embed(TEXTS)
+    first = encoder.embedder
+    encoder.embed(TEXTS)
+    assert encoder.embedder is first
+    assert first.config == EmbeddingConfig()  # type: ignore[union-attr]
+
+
+def extract(*flags: str) -> subprocess.CompletedProcess[str]:
+    script = str(REPOSITORY / "scripts" / "extract_features.py")
+    return subprocess.run(
+        [sys.executable, script, f"--checkpoint={CHECKPOINT}", *flags],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env={"PYTHONPATH": str(REPOSITORY), "TF_CPP_MIN_LOG_LEVEL": "3", "PATH": "/usr/bin:/bin"},
+    )
+
+
+def test_files(encoder: bert_tf.BertEncoder, tmp_path: pathlib.Path) -> None:
+    """A run of the script for each form; row n is line n."""
+    (tmp_path / "in.txt").write_text("\n".join(TEXTS) + "\n")
+    source = f"--input={tmp_path}/in.txt"
+    done = extract(source, f"--output={tmp_path}/out.npy")
+    assert done.returncode == 0, done.stderr
+    expected = encoder.embed(TEXTS)
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, atol=1e-6)
+
+    done = extract(source, f"--output={tmp_path}/out.jsonl", "--pooling=none")
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [line["text"] for line in lines] == TEXTS
+    assert lines[2]["tokens"] == ["[CLS]", "a", "dog", "[SEP]"]
+    assert np.shape(lines[2]["embedding"]) == (4, 32)
+
+    done = extract(source, f"--output={tmp_path}/out.tfrecord", "--layers=-1,-2")
+    assert done.returncode == 0, done.stderr
+    records = list(tf.data.TFRecordDataset(str(tmp_path / "out.tfrecord")).as_numpy_iterator())
+    features = tf.train.Example.FromString(records[0]).features.feature
+    assert len(features["embedding"].float_list.value) == 64
+    assert len(records) == len(TEXTS)
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_mistake_of_the_script(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "in.txt").write_text("a\n")
+    done = extract(f"--input={tmp_path}/in.txt", f"--output={tmp_path}/out.npy", "--pooling=none")
+    assert done.returncode == 1
+    assert "write .tfrecord or .jsonl" in done.stderr
+    assert "Traceback" not in done.stderr
