@@ -18,7 +18,7 @@ Command: python scripts/learn_vocab.py --input_file='data/text/train/*.txt' \
          done
 Files:   data/text/train/*.txt and other texts in data/text/dev/; the commands make the rest. Pairs,
          masks and packed rows are made anew in every epoch. 5.3 million parameters.
-Device:  any; 2,048 tokens a step: 3,500 steps of 64 rows x 32, then 900 of 16 x 128.
+Device:  any; 2,048 tokens a step: 3,000 steps of 64 rows x 32, then 900 of 16 x 128.
 Hours:   HOURS
 Score:   SCORE
 
@@ -43,8 +43,8 @@ from bert_tf.config import (
 # By phase: tokens of a row, rows of a step, masked words of a sequence at most, steps, first and
 # last rate, share of steps that warm up.
 PHASES = {
-    "1": (32, 64, 7, 3500, 1e-3, 3e-4, 250 / 3500),
-    "2": (128, 16, 26, 900, 3e-4, 0.0, 0.02),
+    "1": (32, 64, 7, 3000, 1e-3, 4e-4, 250 / 3000),
+    "2": (128, 16, 26, 900, 4e-4, 0.0, 0.02),
 }
 
 
