@@ -6,7 +6,7 @@ Command: for phase in 1 2; do
          done
          With accumulation 32 a step of phase 1 needs memory for 2,048 sequences at a time, over all
          replicas; choose what fits your devices.
-Files:   as for configs/pretrain_bert_large.py.
+Files:   as for configs/pretrain_bert.py.
 Device:  a TPUv3 Pod of 1,024 chips (paper); 8,599 steps, which see as many sequences as 1,000,000
          steps of 512.
 Hours:   not run by us; 76 minutes (paper, Table 1).
