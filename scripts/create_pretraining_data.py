@@ -5,7 +5,7 @@ r"""Makes pre-training instances from raw text, in the files of the original rel
 
 writes data/pretraining-00000-of-00012.tfrecord and so on, on all cores. When it is stopped, the
 same command goes on with the shards that are missing. The flags are those of the original
-create_pretraining_data.py, and so are their defaults; the last seven are new.
+create_pretraining_data.py, and so are their defaults; those from --prose on are new.
 
     python scripts/create_pretraining_data.py --input_file='text/*.txt' --vocab_file=vocab.txt \
         --output_file=data/pretraining --form=tokens
@@ -13,15 +13,29 @@ create_pretraining_data.py, and so are their defaults; the last seven are new.
 writes data/pretraining-00000-of-00012.tokens.npz and so on: tokens alone, of which training makes
 new pairs and masks in every epoch. Flags of instances mean nothing to it: they are settings of
 config.task and config.data there.
+
+The same with Apache Beam, on many machines (extra `beam`), or on this one:
+
+    python scripts/create_pretraining_data.py ... --runner=DirectRunner \
+        --pipeline_options='--direct_num_workers=2 --direct_running_mode=multi_processing'
 """
 
 from __future__ import annotations
 
 import os
 
+# Read when TensorFlow and NumPy are imported, here and in the workers, which inherit them. Text
+# needs no GPU; one notice at start-up is enough; Keras 3 would take 90 MiB and a second of each;
+# and a process without threads can be forked.
+os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ["TF_USE_LEGACY_KERAS"] = "1"
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
 from absl import flags, logging
 
 from bert_tf import command_line
+from bert_tf.data.beam import create_with_beam
 from bert_tf.data.creation import ENDINGS, CreationConfig, create_pretraining_data
 from bert_tf.data.instances import InstanceConfig
 
@@ -62,14 +76,32 @@ FORM = flags.DEFINE_enum(
     "form", "records", sorted(ENDINGS), "Instances, or only the tokens to make them of."
 )
 PROCESSES = flags.DEFINE_integer("processes", 0, "At the same time; 0: one for each core.")
+RUNNER = flags.DEFINE_string(
+    "runner", "", "Of Apache Beam (DirectRunner, DataflowRunner...), instead of --processes."
+)
+PIPELINE_OPTIONS = flags.DEFINE_string(
+    "pipeline_options", "", "Beam's own, in one string: '--project=mine --region=europe-west1'."
+)
 
 
 def main(unused_argv: list[str]) -> None:
     """Makes the files."""
-    # The workers inherit both: text needs no GPU, and one start-up notice is enough.
-    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    config = CreationConfig(
+    config = config_of_flags()
+    if RUNNER.value:
+        if PROCESSES.value:
+            raise ValueError("--processes is not for --runner: see --pipeline_options.")
+        made = create_with_beam(config, RUNNER.value, PIPELINE_OPTIONS.value)
+    elif PIPELINE_OPTIONS.value:
+        raise ValueError("--pipeline_options need a --runner, such as DirectRunner.")
+    else:
+        made = create_pretraining_data(config, PROCESSES.value or os.cpu_count() or 1)
+    amounts = f"{made.instances:,}", config.unit, f"{made.tokens:,}"
+    logging.info("made %s %s, %s tokens", *amounts)
+
+
+def config_of_flags() -> CreationConfig:
+    """What to make."""
+    return CreationConfig(
         input_file=INPUT.value,
         output_file=OUTPUT.value,
         vocab_file=VOCABULARY.value,
@@ -88,9 +120,6 @@ def main(unused_argv: list[str]) -> None:
             whole_words=WORD_FORM.value if WHOLE_WORDS.value else "",
         ),
     )
-    made = create_pretraining_data(config, PROCESSES.value or os.cpu_count() or 1)
-    amounts = f"{made.instances:,}", config.unit, f"{made.tokens:,}"
-    logging.info("made %s %s, %s tokens", *amounts)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ MAX_LINES = 450
 # Third-party modules by the distribution of pyproject.toml that brings them.
 MODULES = {
     "absl-py": "absl",
+    "apache-beam": "apache_beam",
     "matplotlib": "matplotlib",
     "ml_collections": "ml_collections",
     "numpy": "numpy",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -35,6 +37,25 @@ def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         arguments, capture_output=True, text=True, check=False, timeout=600, env=ENVIRONMENT
     )
+
+
+def tree(process: int) -> list[int]:
+    """A process, its children, and theirs."""
+    try:
+        children = pathlib.Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    except OSError:  # it has ended
+        return []
+    return [process, *(number for child in children for number in tree(int(child)))]
+
+
+def resident_mib(process: int) -> float:
+    """Memory of a process, its children, and theirs; a page that they share counts once."""
+    kib = 0
+    for number in tree(process):
+        with contextlib.suppress(OSError):
+            text = pathlib.Path(f"/proc/{number}/smaps_rollup").read_text()
+            kib += sum(int(size) for size in re.findall(r"^Pss: +(\d+) kB", text, re.MULTILINE))
+    return kib / 1024
 
 
 def test_files_are_made(tmp_path: pathlib.Path) -> None:
@@ -70,12 +91,12 @@ def test_a_killed_run_goes_on_and_leaves_no_process(tmp_path: pathlib.Path) -> N
         while not list((tmp_path / "out").glob("x-*")):
             assert process.poll() is None
             time.sleep(0.05)
-        workers = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+        _, *workers = tree(process.pid)
         process.kill()
     assert process.returncode == -signal.SIGKILL
-    assert len(workers.split()) >= 2
+    assert len(workers) >= 2
     deadline = time.monotonic() + 60
-    while any(os.path.exists(f"/proc/{worker}/exe") for worker in workers.split()):
+    while any(os.path.exists(f"/proc/{worker}/exe") for worker in workers):
         assert time.monotonic() < deadline, "workers outlived the run"
         time.sleep(0.1)
     assert len(contents(tmp_path / "out")) < len(contents(tmp_path / "whole"))
@@ -86,3 +107,24 @@ def test_a_killed_run_goes_on_and_leaves_no_process(tmp_path: pathlib.Path) -> N
     assert {name: there[name] for name in there if not name.startswith(".")} == contents(
         tmp_path / "whole"
     )
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_text(tmp_path: pathlib.Path) -> None:
+    """All processes together stay below 1 GiB, with two shards of text as with six."""
+    write_inputs(tmp_path, documents=5000)
+    text = (tmp_path / "a.txt").read_text()
+    peaks = []
+    for shards in (2, 6):
+        (tmp_path / "a.txt").write_text(text * (shards * (4 << 20) // len(text)))
+        arguments = command(tmp_path, f"out{shards}", "--processes=2", "--dupe_factor=1")
+        peak = 0.0
+        with subprocess.Popen(arguments, env=ENVIRONMENT) as process:
+            while process.poll() is None:
+                peak = max(peak, resident_mib(process.pid))
+                time.sleep(0.2)
+        assert process.returncode == 0
+        assert len(contents(tmp_path / f"out{shards}")) > shards
+        peaks.append(peak)
+    assert max(peaks) < 1024, peaks
+    assert peaks[1] < peaks[0] + 50, peaks

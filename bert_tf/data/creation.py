@@ -14,10 +14,12 @@ import hashlib
 import multiprocessing
 import os
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.context import BaseContext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -103,6 +105,19 @@ def create_pretraining_data(config: CreationConfig, processes: int) -> Amount:
     """
     if processes < 1:
         raise ValueError(f"processes={processes} must be at least 1.")
+    corpus, shards = missing_shards(config)
+    create = functools.partial(create_shard, config, corpus)
+    processes = min(processes, len(shards))
+    amounts = map(create, shards) if processes <= 1 else in_processes(create, shards, processes)
+    return with_progress(amounts, len(shards), config.unit)
+
+
+def missing_shards(config: CreationConfig) -> tuple[Corpus, list[int]]:
+    """The text, and the numbers of those shards that are not there yet.
+
+    Raises:
+        ValueError: the input, a setting, or what lies in the output's place cannot be used.
+    """
     check(config)
     corpus = corpus_module.find_corpus(
         config.input_file, config.shard_bytes, config.blank_lines, config.language
@@ -121,10 +136,7 @@ def create_pretraining_data(config: CreationConfig, processes: int) -> Amount:
         corpus.num_shards,
         corpus.num_shards - len(shards),
     )
-    create = functools.partial(create_shard, config, corpus)
-    processes = min(processes, len(shards))
-    amounts = map(create, shards) if processes <= 1 else in_processes(create, shards, processes)
-    return with_progress(amounts, len(shards), config.unit)
+    return corpus, shards
 
 
 def check(config: CreationConfig) -> None:
@@ -197,30 +209,39 @@ def output_settings(config: CreationConfig, corpus: Corpus) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------- one shard
 
 
-def create_shard(config: CreationConfig, corpus: Corpus, shard: int) -> Amount:
+def create_shard(config: CreationConfig, corpus: Corpus, shard: int, attempt: str = "") -> Amount:
     """Writes the file of one shard; an empty one where there is no text.
+
+    Args:
+        config: what to make.
+        corpus: of which text.
+        shard: its number.
+        attempt: part of the temporary name, where two may write the same shard at a time.
 
     Raises:
         ValueError: the text cannot be used, or the file cannot be written.
     """
     write = write_tokens if config.form == "tokens" else write_records
     path = config.shard_path(shard, corpus.num_shards)
+    folder, name = os.path.split(path)
+    temporary = os.path.join(folder, f".{name}{attempt}.tmp")
     try:
-        num_instances, tokens = write(config, corpus, shard)
+        num_instances, tokens = write(config, corpus, shard, temporary)
+        tf.io.gfile.rename(temporary, path, overwrite=True)
     except tf.errors.OpError as error:
         raise ValueError(f"{path} cannot be written: {error.message}") from None
     start, end = (corpus_module.shard_start(corpus, number)[0] for number in (shard, shard + 1))
     return Amount(end - start, num_instances, tokens)
 
 
-def write_tokens(config: CreationConfig, corpus: Corpus, shard: int) -> tuple[int, int]:
+def write_tokens(config: CreationConfig, corpus: Corpus, shard: int, path: str) -> tuple[int, int]:
     """Writes the tokens of a shard; gives the number of documents and of tokens."""
     own = corpus_module.read_documents(corpus, shard)
     tokenize, _ = cached_tokenizer(config.vocab_file, config.lower_case)
     documents = corpus_module.tokenize_documents(own, len(own), tokenize)
     ids = document_ids(shard, corpus_module.origin_shard(corpus, shard), documents.num_own)
     written = token_shards.shard_of(documents, ids)
-    token_shards.write_shard(config.shard_path(shard, corpus.num_shards), written)
+    token_shards.write_shard(path, written)
     return documents.num_own, len(documents.token_ids)
 
 
@@ -239,21 +260,17 @@ def document_ids(shard: int, origin: int, num_documents: int) -> np.ndarray:
     return ids
 
 
-def write_records(config: CreationConfig, corpus: Corpus, shard: int) -> tuple[int, int]:
+def write_records(config: CreationConfig, corpus: Corpus, shard: int, path: str) -> tuple[int, int]:
     """Writes the instances of a shard; gives their number and that of their tokens."""
     generator = np.random.Generator(np.random.PCG64([config.random_seed, shard]))
-    path = config.shard_path(shard, corpus.num_shards)
-    folder, name = os.path.split(path)
-    temporary = os.path.join(folder, f".{name}.tmp")
     num_instances = tokens = 0
     chunks = instance_chunks(config, shard_documents(config, corpus, shard), generator)
-    with tf.io.TFRecordWriter(temporary) as writer:
+    with tf.io.TFRecordWriter(path) as writer:
         for chunk in chunks:
             for record in serialize(chunk):
                 writer.write(record)
             num_instances += len(chunk.input_ids)
             tokens += int(chunk.input_mask.sum())
-    tf.io.gfile.rename(temporary, path, overwrite=True)
     return num_instances, tokens
 
 
@@ -303,9 +320,8 @@ def in_processes(
     Raises:
         ValueError: of `create`, or a process died.
     """
-    # A forked process would inherit TensorFlow's threads as locks that nobody opens.
-    spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(processes, spawn, start_worker) as executor:
+    context = worker_context()
+    with concurrent.futures.ProcessPoolExecutor(processes, context, start_worker) as executor:
         try:
             futures = [executor.submit(create, shard) for shard in shards]
             for future in concurrent.futures.as_completed(futures):
@@ -317,6 +333,20 @@ def in_processes(
             ) from None
         finally:
             executor.shutdown(cancel_futures=True)
+
+
+def worker_context() -> BaseContext:
+    """How worker processes start.
+
+    A process forked from this one would inherit TensorFlow's threads as locks that nobody opens. On
+    Linux workers are forked from a server that imports TensorFlow once but does not run it, and so
+    has no threads: they share the memory of that import, and its time.
+    """
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 def start_worker() -> None:

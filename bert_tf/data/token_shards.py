@@ -19,7 +19,6 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import io
-import os
 import random
 import zipfile
 import zlib
@@ -76,14 +75,11 @@ def shard_of(documents: Documents, document_ids: np.ndarray) -> TokenShard:
 
 
 def write_shard(path: str, shard: TokenShard) -> None:
-    """Writes a file under a temporary name and renames it."""
+    """Writes a file, local or `gs://`."""
     content = io.BytesIO()
     np.savez(content, **shard._asdict())
-    folder, name = os.path.split(path)
-    temporary = os.path.join(folder, f".{name}.tmp")
-    with tf.io.gfile.GFile(temporary, "wb") as file:
+    with tf.io.gfile.GFile(path, "wb") as file:
         file.write(content.getvalue())
-    tf.io.gfile.rename(temporary, path, overwrite=True)
 
 
 def read_shard(path: str, config: BertConfig) -> TokenShard:
