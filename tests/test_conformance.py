@@ -27,7 +27,7 @@ from bert_tf.config import BertConfig, DataConfig, RunConfig, TaskConfig
 from bert_tf.distribution import cpu_strategy
 from bert_tf.encoder import BertEncoder, Layout, PaddedLayout, UnpaddedLayout, variables_by_name
 from bert_tf.restore import OpenedRun
-from bert_tf.tasks import TASKS, pretraining
+from bert_tf.tasks import TASKS, answers_of, pretraining
 from bert_tf.tasks import classification as classification_task
 from bert_tf.tasks.classification import METRICS, ClassificationTask, Labels
 from bert_tf.tokenization import Tokenizer
@@ -177,7 +177,7 @@ def as_saved_model(case: Case, model: Any, folder: pathlib.Path) -> Arrays:
     if case.make_task:
         task = case.make_task()
         exported = export.float32_model(OpenedRun(task.run, task, model.model, {}, "a test"))
-        signature = export.ids_signature(task, exported)
+        signature = answers_of(task, "be exported").signatures(exported)["ids"]
         served = export.Served(variables_by_name(exported), task.tokenizer)
     else:
         specs = {
