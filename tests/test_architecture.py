@@ -23,6 +23,7 @@ LAYERS = {
     "text_normalization": 0,
     "tokenization": 0,
     "unicode_table": 0,
+    "answer_metrics": 1,
     "checkpoints": 1,
     "conversion": 1,
     "extension": 1,

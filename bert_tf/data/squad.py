@@ -57,11 +57,22 @@ class Questions:
         """Whether every question says what its answers are, or that there is none."""
         return all(row.answers is not None for row in self.rows)
 
+    def check_answerable(self) -> None:
+        """Raises ValueError where no question has an answer, as in some published test files."""
+        if not any(best_answer(row) for row in self.rows):
+            raise ValueError(
+                f"{self.source}: none of {len(self)} questions has an answer; take a file with "
+                "answers, or set config.task.no_answer=True where there really are none."
+            )
+
     def answerable(self) -> Questions:
-        """Without the questions that have no answer in their text; logs how many those are."""
+        """Without the questions that have no answer in their text; logs how many those are.
+
+        Raises:
+            ValueError: none has one.
+        """
+        self.check_answerable()
         rows = [row for row in self.rows if best_answer(row) is not None]
-        if not rows:
-            raise ValueError(f"{self.source}: none of {len(self)} questions has an answer to learn.")
         if len(rows) < len(self):
             logging.warning(
                 "%s: left out %d of %d questions that have no answer; to learn that there is none, "
@@ -191,8 +202,7 @@ def answers_of(answers: Any, where: str) -> tuple[Answer, ...]:  # noqa: ANN401 
                 "text its own."
             )
         answers = [
-            {"text": text, "answer_start": start}
-            for text, start in zip(texts, starts, strict=True)
+            {"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)
         ]
     if not isinstance(answers, list):
         raise ValueError(f"{where}: `answers` holds {shorten(answers)}, which is no list.")

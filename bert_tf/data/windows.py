@@ -99,9 +99,7 @@ def cut(tokenizer: Tokenizer, pairs: Pairs, data: DataConfig) -> Windows:
         text_begin = tf.gather(question.row_lengths(), owner) + 2  # [W]; position in the window
         position = tf.ragged.range(token_ids.row_lengths())
         segment_ids = token_ids.with_values(
-            tf.cast(
-                position.values >= tf.gather(text_begin, position.value_rowids()), tf.int32
-            )
+            tf.cast(position.values >= tf.gather(text_begin, position.value_rowids()), tf.int32)
         )
         starts_from = text_begin + own_from
         return Windows(

@@ -54,7 +54,11 @@ Self = TypeVar("Self", bound="Task")
 
 
 class Task(Protocol):
-    """A task is a frozen dataclass with these fields and methods."""
+    """A task is a frozen dataclass with these fields and methods.
+
+    A field with the name of a metric (a threshold that `metrics` tunes) gets its value of the best
+    evaluation when a run is opened.
+    """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 

@@ -57,7 +57,7 @@ class SpanHead(keras.layers.Layer):
 
 
 class SpanModel(keras.layers.Layer):
-    """Encoder and span head. Nothing reads the pooler, which therefore is no weight of the model."""
+    """Encoder and span head; nothing reads the pooler, so that it is no weight of the model."""
 
     def __init__(
         self,
@@ -109,7 +109,9 @@ class QuestionAnsweringTask:
         windows.check_settings(run.data, config)
         for name in ("max_answer_length", "n_best"):
             if getattr(run.task, name) < 1:
-                raise ValueError(f"config.task.{name}={getattr(run.task, name)} must be at least 1.")
+                raise ValueError(
+                    f"config.task.{name}={getattr(run.task, name)} must be at least 1."
+                )
         return cls(run, config, tokenizer)
 
     @classmethod
@@ -126,16 +128,19 @@ class QuestionAnsweringTask:
         """A model with fresh weights, to be called inside `strategy.scope()`."""
         return SpanModel(self.config, layout, self.run.model.recompute)
 
-    def questions(self, split: str, require_answers: bool) -> Questions:
-        """The questions of `train`, `dev` or `test`, read and checked."""
+    def questions(self, split: str, require_answers: bool, unique_ids: bool) -> Questions:
+        """The questions of `train`, `dev` or `test`; see `squad.read_questions`."""
         sources = getattr(self.run.data, split, "")
         if not sources:
             raise ValueError(f"config.data.{split} is empty: name a file of SQuAD's form.")
-        return read_questions(sources, require_answers, unique_ids=split != "train")
+        return read_questions(sources, require_answers, unique_ids)
 
     def examples(self, split: str) -> WindowExamples:
         """The windows of a split, with the answers in them where the file has answers."""
-        return self.tokenize(self.questions(split, require_answers=split != "test"))
+        questions = self.questions(split, require_answers=split != "test", unique_ids=True)
+        if split != "test" and not self.run.task.no_answer:
+            questions.check_answerable()
+        return self.tokenize(questions)
 
     def tokenize(self, questions: Questions) -> WindowExamples:
         """Windows of all questions."""
@@ -143,7 +148,7 @@ class QuestionAnsweringTask:
 
     def training_data(self) -> WindowExamples:
         """The windows to train on; without no_answer, of questions that have an answer."""
-        questions = self.questions("train", require_answers=True)
+        questions = self.questions("train", require_answers=True, unique_ids=False)
         return self.tokenize(questions if self.run.task.no_answer else questions.answerable())
 
     def term_weights(self, batch: Features) -> tf.Tensor:

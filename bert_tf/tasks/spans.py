@@ -92,7 +92,7 @@ class Found:
 
     spans: tuple[Span, ...]  # the likeliest first, all of different text; may be empty
     null: Span  # no answer
-    null_odds: float  # log-odds of no answer against the likeliest span; 0 where there is none
+    null_odds: float  # log-odds of no answer against the likeliest span
 
     @property
     def best_text(self) -> str:
@@ -134,8 +134,8 @@ def answer_of(
 ) -> Found:
     """The answer from the outputs of one question's windows; see `find_answers`."""
     # Of the window that finds an answer likeliest.
-    null_logits = min(mine["null_logits"].tolist(), key=sum)
-    null_score = sum(null_logits)
+    null_start, null_end = min(mine["null_logits"].tolist(), key=sum)
+    null_score = null_start + null_end
     mass = float(np.logaddexp.reduce(mine["span_mass"].astype(np.float64)))
     mass = float(np.logaddexp(mass, null_score)) if no_answer else mass
     here = slice(*examples.piece_splits[question : question + 2])
@@ -161,5 +161,5 @@ def answer_of(
         spans.setdefault(span.text, span)
     best = scores.max(initial=IMPOSSIBLE)
     chance = float(np.exp(null_score - mass)) if no_answer else 0.0
-    nothing = Span("", NO_ANSWER, NO_ANSWER, *null_logits, chance)
-    return Found(tuple(spans.values()), nothing, null_score - float(best) if spans else 0.0)
+    nothing = Span("", NO_ANSWER, NO_ANSWER, null_start, null_end, chance)
+    return Found(tuple(spans.values()), nothing, null_score - float(best))
