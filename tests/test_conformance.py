@@ -29,8 +29,8 @@ from bert_tf.encoder import BertEncoder, Layout, PaddedLayout, UnpaddedLayout, v
 from bert_tf.restore import OpenedRun
 from bert_tf.tasks import TASKS, answers_of, pretraining, question_answering
 from bert_tf.tasks import classification as classification_task
+from bert_tf.tasks.answer_spans import best_spans
 from bert_tf.tasks.classification import METRICS, ClassificationTask, Labels
-from bert_tf.tasks.spans import best_spans
 from bert_tf.tokenization import Tokenizer
 from bert_tf.weights import assign
 

@@ -14,12 +14,12 @@ import tf_keras as keras
 
 from bert_tf import answer_metrics, kernels
 from bert_tf.config import BertConfig, RunConfig
-from bert_tf.data import batches, windows
+from bert_tf.data import batches, question_windows
+from bert_tf.data.question_windows import WindowExamples
 from bert_tf.data.squad import Questions, read_questions
-from bert_tf.data.windows import WindowExamples
 from bert_tf.encoder import BertEncoder, Layout, OutputLayer, PaddedLayout
+from bert_tf.tasks.answer_spans import best_spans, find_answers
 from bert_tf.tasks.contract import Features
-from bert_tf.tasks.spans import best_spans, find_answers
 from bert_tf.tokenization import Tokenizer
 
 METRICS = ("f1", "exact_match")
@@ -106,7 +106,7 @@ class QuestionAnsweringTask:
         cls, run: RunConfig, config: BertConfig, tokenizer: Tokenizer
     ) -> QuestionAnsweringTask:
         """The task of a new run; raises ValueError where a setting does not fit."""
-        windows.check_settings(run.data, config)
+        question_windows.check_settings(run.data, config)
         for name in ("max_answer_length", "n_best"):
             if getattr(run.task, name) < 1:
                 raise ValueError(
@@ -144,7 +144,7 @@ class QuestionAnsweringTask:
 
     def tokenize(self, questions: Questions) -> WindowExamples:
         """Windows of all questions."""
-        return windows.tokenize_questions(self.tokenizer, questions, self.run.data)
+        return question_windows.tokenize_questions(self.tokenizer, questions, self.run.data)
 
     def training_data(self) -> WindowExamples:
         """The windows to train on; without no_answer, of questions that have an answer."""

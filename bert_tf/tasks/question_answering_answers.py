@@ -26,13 +26,13 @@ import scipy.special
 import tensorflow as tf
 
 from bert_tf.data import batches
+from bert_tf.data.question_windows import Pairs, WindowExamples, Windows, cut, tokenize_pairs
 from bert_tf.data.squad import Questions
-from bert_tf.data.windows import Pairs, WindowExamples, Windows, cut, tokenize_pairs
 from bert_tf.tasks import serving
+from bert_tf.tasks.answer_spans import IMPOSSIBLE, NO_ANSWER, Found, Span, best_spans, find_answers
 from bert_tf.tasks.contract import PREDICTIONS_FILE, Signature
 from bert_tf.tasks.question_answering import QuestionAnsweringTask
 from bert_tf.tasks.serving import Tensors
-from bert_tf.tasks.spans import IMPOSSIBLE, NO_ANSWER, Found, Span, best_spans, find_answers
 from bert_tf.tokenization import PackedTokens
 
 TEXT_INPUTS = ("question", "context")
@@ -127,8 +127,8 @@ class QuestionAnsweringAnswers:
         """The likeliest span of each question.
 
         Returns:
-            `score`, `null_score` and `mass` float32 [N] (see `spans.best_spans`), `first` and
-            `last` int64 [N], numbers of its pieces in its context.
+            `score`, `null_score` and `mass` float32 [N] (see `best_spans`), `first` and `last`
+            int64 [N], numbers of its pieces in its context.
         """
         scores, places = self.in_chunks(model, windows)  # [W, 3], [W, 2]
         owner, count = windows.question, pairs.question.nrows()

@@ -9,14 +9,14 @@ import pytest
 import tensorflow as tf
 
 from bert_tf.config import BertConfig, DataConfig
-from bert_tf.data.squad import Answer, Question, Questions
-from bert_tf.data.windows import (
+from bert_tf.data.question_windows import (
     check_settings,
     covering_pieces,
     cut,
     tokenize_pairs,
     tokenize_questions,
 )
+from bert_tf.data.squad import Answer, Question, Questions
 from bert_tf.tokenization import Tokenizer
 
 VOCABULARY = pathlib.Path(__file__).parents[1] / "goldens/hf/tiny_pretraining/vocab.txt"
@@ -116,7 +116,7 @@ def test_no_questions_have_no_windows(tokenizer: Tokenizer) -> None:
     assert windows.starts_to.shape == [0]
 
 
-# -------------------------------------------------------------------------------------- the examples
+# ------------------------------------------------------------------------------------ the examples
 
 
 def questions(*rows: tuple[str, str, tuple[Answer, ...] | None]) -> Questions:
@@ -127,10 +127,11 @@ def questions(*rows: tuple[str, str, tuple[Answer, ...] | None]) -> Questions:
 
 def test_every_window_with_the_whole_answer_points_to_it(tokenizer: Tokenizer) -> None:
     context = " ".join("abcdefghijklmnopqrstuvwxyz")
-    rows = questions(("cat", context, (Answer("k l m", 20),)), ("cat", context, ()), ("", "", ()))
+    answers = (Answer("k l m", 20),)
+    rows = questions(("cat", context, answers), ("cat", context, ()), ("", "", ()))
     data = DataConfig(max_seq_length=14, max_query_length=4, doc_stride=5)
     examples = tokenize_questions(tokenizer, rows, data)
-    assert examples.owner.tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 2]
+    assert examples.owner.tolist() == [0] * 5 + [1] * 5 + [2]
     pieces = np.split(examples.token_ids, examples.row_splits[1:-1])
     for window, (start, end) in enumerate(
         zip(examples.targets["start"], examples.targets["end"], strict=True)

@@ -1,8 +1,8 @@
 """Answers as spans: from two scores for each piece to the likeliest spans of a text.
 
 A span may be chosen where it lies in the text, has at most so many pieces, and begins with a piece
-that belongs to its window (see `data/windows.py`). The original release looks at pairs of the 20
-best first and 20 best last pieces; here all pairs are looked at, which is never worse.
+that belongs to its window (see `data/question_windows.py`). The original release looks at pairs of
+the 20 best first and 20 best last pieces; here all pairs are looked at, which is never worse.
 
 Legend: B windows of a batch, S pieces of a window, A pieces of the longest answer, K spans.
 """
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from bert_tf.data.windows import CLS_POSITION, WindowExamples
+from bert_tf.data.question_windows import CLS_POSITION, WindowExamples
 
 IMPOSSIBLE = -1e9  # the score of what is no span
 NO_ANSWER = -1  # position of an answer that is not in the text: text[-1:-1] is ""
