@@ -181,6 +181,7 @@ class DataConfig:
     label: str = "label"
     label_separator: str = ","  # between the labels of one example (multi-label)
     max_seq_length: int = 128
+    window_stride: int = 0  # pieces between windows of a long text; 0: half a window. Tagging
     bucket_window: int = 50  # batches that are sorted by length together; 1 keeps plain shuffling
 
     def check_length(self, config: BertConfig) -> None:
@@ -201,6 +202,8 @@ class TaskConfig:
     glue: str = ""  # a key of bert_tf.data.glue.GLUE; it fills in columns, labels and metrics
     kind: str = "class"  # "class", "multilabel" or "regression"
     dropout: float = 0.1  # before the classifier, as in the original release
+    constrained: bool = False  # tagging: no I-X but behind B-X or I-X (Viterbi)
+    split_words: bool = False  # tagging: learn the parts of words that served text is split into
     next_sentence: bool = True  # pre-training: False learns masked words alone, without a pooler
 
 

@@ -9,14 +9,18 @@ from bert_tf.tasks.classification import ClassificationTask
 from bert_tf.tasks.classification_answers import ClassificationAnswers
 from bert_tf.tasks.contract import Answers, Task
 from bert_tf.tasks.pretraining import PretrainingTask
+from bert_tf.tasks.tagging import TaggingTask
+from bert_tf.tasks.tagging_answers import TaggingAnswers
 
 TASKS: dict[str, type[Task]] = {
     "classification": ClassificationTask,
     "pretraining": PretrainingTask,
+    "tagging": TaggingTask,
 }
 # Pre-training has none: its model is there to be fine-tuned.
 ANSWERS: dict[str, Callable[[Any], Answers]] = {
     "classification": ClassificationAnswers,
+    "tagging": TaggingAnswers,
 }
 
 
