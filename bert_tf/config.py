@@ -184,6 +184,7 @@ class DataConfig:
     max_seq_length: int = 128
     doc_stride: int = 128  # question answering: pieces from the start of a window to the next
     max_query_length: int = 64  # question answering: pieces of a question; the rest is cut off
+    window_stride: int = 0  # pieces between windows of a long text; 0: half a window. Tagging
     bucket_window: int = 50  # batches that are sorted by length together; 1 keeps plain shuffling
 
     def check_length(self, config: BertConfig) -> None:
@@ -207,6 +208,8 @@ class TaskConfig:
     no_answer: bool = False  # question answering: the text may hold no answer (SQuAD 2.0)
     max_answer_length: int = 30  # question answering: pieces of the longest answer
     n_best: int = 20  # question answering: answers in nbest_predictions.json
+    constrained: bool = False  # tagging: no I-X but behind B-X or I-X (Viterbi)
+    split_words: bool = False  # tagging: learn the parts of words that served text is split into
     next_sentence: bool = True  # pre-training: False learns masked words alone, without a pooler
 
 

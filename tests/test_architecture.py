@@ -35,6 +35,7 @@ LAYERS = {
     "kernels": 1,
     "metrics": 1,
     "optimization": 1,
+    "spans": 1,
     "weights": 1,
     "data": 2,
     "tasks": 3,

@@ -11,16 +11,20 @@ from bert_tf.tasks.contract import Answers, Task
 from bert_tf.tasks.pretraining import PretrainingTask
 from bert_tf.tasks.question_answering import QuestionAnsweringTask
 from bert_tf.tasks.question_answering_answers import QuestionAnsweringAnswers
+from bert_tf.tasks.tagging import TaggingTask
+from bert_tf.tasks.tagging_answers import TaggingAnswers
 
 TASKS: dict[str, type[Task]] = {
     "classification": ClassificationTask,
     "pretraining": PretrainingTask,
     "question_answering": QuestionAnsweringTask,
+    "tagging": TaggingTask,
 }
 # Pre-training has none: its model is there to be fine-tuned.
 ANSWERS: dict[str, Callable[[Any], Answers]] = {
     "classification": ClassificationAnswers,
     "question_answering": QuestionAnsweringAnswers,
+    "tagging": TaggingAnswers,
 }
 
 
