@@ -168,8 +168,8 @@ class DataConfig:
     """Where the examples are and how they are cut.
 
     Files are TSV, CSV or JSONL by their ending; `tfds:NAME/SPLIT` reads a TensorFlow Dataset. For
-    pre-training they are patterns of TFRecord files, or of token shards to train on, with commas
-    between several.
+    pre-training they are patterns of TFRecord files, or of token shards to train on, for question
+    answering files of SQuAD's form; with commas between several.
     """
 
     train: str = ""
@@ -182,6 +182,9 @@ class DataConfig:
     label: str = "label"
     label_separator: str = ","  # between the labels of one example (multi-label)
     max_seq_length: int = 128
+    doc_stride: int = 128  # question answering: pieces from the start of a window to the next
+    max_query_length: int = 64  # question answering: pieces of a question; the rest is cut off
+    window_stride: int = 0  # pieces between windows of a long text; 0: half a window. Tagging
     bucket_window: int = 50  # batches that are sorted by length together; 1 keeps plain shuffling
 
     def check_length(self, config: BertConfig) -> None:
@@ -202,6 +205,11 @@ class TaskConfig:
     glue: str = ""  # a key of bert_tf.data.glue.GLUE; it fills in columns, labels and metrics
     kind: str = "class"  # "class", "multilabel" or "regression"
     dropout: float = 0.1  # before the classifier, as in the original release
+    no_answer: bool = False  # question answering: the text may hold no answer (SQuAD 2.0)
+    max_answer_length: int = 30  # question answering: pieces of the longest answer
+    n_best: int = 20  # question answering: answers in nbest_predictions.json
+    constrained: bool = False  # tagging: no I-X but behind B-X or I-X (Viterbi)
+    split_words: bool = False  # tagging: learn the parts of words that served text is split into
     next_sentence: bool = True  # pre-training: False learns masked words alone, without a pooler
     # The others are for pre-training on token shards; in records all of this is decided. They are
     # the flags of scripts/create_pretraining_data.py.

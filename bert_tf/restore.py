@@ -60,6 +60,7 @@ def open_run(workdir: str, layout: type[Layout] = PaddedLayout) -> OpenedRun:
     weights = read_weights(os.path.join(step_folder, "model.ckpt"))
     assign(variables_by_name(model), weights, step_folder)
     progress = run_folder.read_progress(step_folder)
+    task = with_tuned(task, progress.best)
     if progress.step == 0:
         logging.warning(
             "%s holds weights of step 0: they are untrained, and so are all answers. Train first: "
@@ -69,6 +70,12 @@ def open_run(workdir: str, layout: type[Layout] = PaddedLayout) -> OpenedRun:
     else:
         logging.info("Weights of step %d from %s.", progress.step, step_folder)
     return OpenedRun(run, task, model, progress.best, step_folder)
+
+
+def with_tuned(task: Task, metrics: dict[str, float]) -> Task:
+    """The task with what the best evaluation tuned: its fields that have a metric's name."""
+    names = {field.name for field in dataclasses.fields(task)} & metrics.keys()
+    return dataclasses.replace(task, **{name: metrics[name] for name in names})
 
 
 def trained_step(workdir: str) -> str:

@@ -17,6 +17,7 @@ from absl import flags
 
 from bert_tf import command_line, export, restore
 from bert_tf.config import read_json
+from bert_tf.tasks import serving
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "Folder of all versions (default: WORKDIR/export).")
@@ -40,7 +41,7 @@ def report(version_folder: str, workdir: str) -> str:
             lines += [f"    {kind:8}{key}: {spec}" for key, spec in specs.items()]
     folder = os.path.abspath(os.path.dirname(version_folder))
     name = os.path.basename(workdir)
-    texts = dict.fromkeys(signatures[export.TEXT_SIGNATURE]["inputs"], "some text")
+    texts = dict.fromkeys(signatures[serving.TEXT_SIGNATURE]["inputs"], "some text")
     request = json.dumps({"instances": [texts]})
     return "\n".join(
         [

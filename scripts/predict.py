@@ -8,13 +8,12 @@ The input has the columns of the training file; a label column may be absent.
 
 from __future__ import annotations
 
-import dataclasses
-
 from absl import flags
 
 from bert_tf import command_line, prediction, runner
 from bert_tf.data import glue
-from bert_tf.tasks import only_classification
+from bert_tf.tasks import answers_of
+from bert_tf.tasks.contract import PREDICTIONS_FILE
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "Folder for the predictions.", required=True)
@@ -26,13 +25,12 @@ ACCELERATOR = flags.DEFINE_string("accelerator", None, "auto, cpu, gpu or tpu.")
 def main(unused_argv: list[str]) -> None:
     """Predicts as the flags say."""
     session = runner.open_session(WORKDIR.value, ACCELERATOR.value)
-    task = only_classification(session.task_for(SPLIT.value, INPUT.value), "label a file")
-    texts = task.texts(SPLIT.value)
-    # Labels that the file may have are not needed, and need not be ones that the model knows.
-    unlabelled = dataclasses.replace(texts, labels=None)
-    outputs = session.evaluator.predict(task.tokenize(unlabelled))
-    for path in prediction.write_predictions(task, OUTPUT.value, SPLIT.value, texts, outputs):
-        print(f"{len(texts):,} predictions in {path}")
+    task = session.task_for(SPLIT.value, INPUT.value)
+    answers = answers_of(task, "label a file")
+    examples = answers.examples(SPLIT.value)
+    files = answers.files(SPLIT.value, examples, session.evaluator.predict(examples))
+    for path in prediction.write_files(OUTPUT.value, files):
+        print(f"{len(files[PREDICTIONS_FILE]):,} predictions in {path}")
 
 
 if __name__ == "__main__":

@@ -34,8 +34,9 @@ from bert_tf.encoder import (
     variables_by_name,
 )
 from bert_tf.restore import OpenedRun
-from bert_tf.tasks import TASKS, pretraining
+from bert_tf.tasks import TASKS, answers_of, pretraining, question_answering
 from bert_tf.tasks import classification as classification_task
+from bert_tf.tasks.answer_spans import best_spans
 from bert_tf.tasks.classification import METRICS, ClassificationTask, Labels
 from bert_tf.tokenization import Tokenizer
 from bert_tf.weights import assign
@@ -64,6 +65,8 @@ FEATURES = {
     "mask": MASK,
     "masked_positions": np.array([[1, 5, 11], [2, 3, 6], [0, 0, 0], [4, 1, 0]], np.int32),  # [B, P]
     "cls_positions": np.zeros([4, 1], np.int32),  # [B, G]
+    "starts_from": np.array([3, 2, 0, 1]),  # [B]
+    "starts_to": np.array([11, 4, 0, 4]),
 }
 # The first row as three sequences, the second as two.
 PACKED = FEATURES | {
@@ -110,6 +113,23 @@ class PretrainingModel(tf.Module):
 
     def __call__(self, features: Mapping[str, tf.Tensor]) -> Tensors:
         return self.model(features)
+
+
+class SpanModel(tf.Module):
+    """Scores of pieces and of spans; those of padding are 0."""
+
+    inputs = ("token_ids", "segment_ids", "mask", "starts_from", "starts_to")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = question_answering.SpanModel(CONFIG)
+
+    def __call__(self, features: Mapping[str, tf.Tensor]) -> Tensors:
+        logits = self.model(features)  # [B, S, 2]
+        spans = best_spans(logits, features, longest=4, count=3)
+        real = tf.cast(features["mask"], tf.float32)[..., tf.newaxis]  # [B, S, 1]
+        scores = ("span_score", "span_mass", "null_logits")
+        return {"logits": logits * real} | {name: spans[name] for name in scores}
 
 
 class TaskModel(tf.Module):
@@ -161,6 +181,7 @@ CASES = {
     "masked LM, next sentence, packed rows": Case(
         lambda: PretrainingModel(packed=True), task="pretraining"
     ),
+    "spans": Case(SpanModel, task="question_answering"),
     "masked LM alone": Case(lambda: PretrainingModel(False), task="pretraining"),
     "one sentence": Case(
         task="classification",
@@ -197,11 +218,11 @@ def as_saved_model(case: Case, model: Any, folder: pathlib.Path) -> Arrays:
     if case.make_task:
         task = case.make_task()
         exported = export.float32_model(OpenedRun(task.run, task, model.model, {}, "a test"))
-        signature = export.ids_signature(task, exported)
+        signature = answers_of(task, "be exported").signatures(exported)["ids"]
         served = export.Served(variables_by_name(exported), task.tokenizer)
     else:
         specs = {
-            name: tf.TensorSpec([None, None], value.dtype, name)
+            name: tf.TensorSpec([None] * value.shape.rank, value.dtype, name)
             for name, value in tensors(model).items()
         }
 
@@ -355,7 +376,8 @@ def test_every_kind_of_classification_is_in_the_table(references: dict[str, Refe
 def test_every_head_is_in_the_table(references: dict[str, Reference]) -> None:
     every_head = {
         value
-        for name, value in (vars(heads) | vars(classification_task)).items()
+        for module in (heads, classification_task, question_answering)
+        for name, value in vars(module).items()
         if name.endswith("Head")
         and inspect.isclass(value)
         and issubclass(value, keras.layers.Layer)

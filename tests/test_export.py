@@ -23,7 +23,9 @@ from bert_tf import export, run_folder, serving_warmup
 from bert_tf.config import BertConfig, DataConfig, ModelConfig, RunConfig, TaskConfig, write_json
 from bert_tf.encoder import variables_by_name
 from bert_tf.restore import OpenedRun
+from bert_tf.tasks import serving
 from bert_tf.tasks.classification import ClassificationTask, Labels
+from bert_tf.tasks.classification_answers import graph_answers
 from bert_tf.tokenization import Tokenizer
 from bert_tf.weights import assign
 
@@ -128,7 +130,7 @@ class Exported:
     def ask_ids(self, *columns: np.ndarray) -> Arrays:
         inputs = {
             name: tf.constant(column, tf.int32)
-            for name, column in zip(export.IDS_INPUTS, columns, strict=True)
+            for name, column in zip(serving.IDS_INPUTS, columns, strict=True)
         }
         return numpy(self.loaded.signatures["ids"](**inputs))
 
@@ -253,7 +255,7 @@ def answer(kind: str, tokenizer: Tokenizer, logits: np.ndarray) -> Arrays:
     @tf.function(input_signature=[tf.TensorSpec([None, logits.shape[1]])], autograph=False)
     def serve(logits: tf.Tensor) -> dict[str, tf.Tensor]:
         outputs = {"logits": logits, "probabilities": task.probabilities(logits)}
-        return export.answers(task, outputs)
+        return graph_answers(task.labels, outputs)
 
     return numpy(serve(tf.constant(logits, tf.float32)))
 
@@ -358,7 +360,7 @@ def test_frozen_graph_keeps_the_epsilon_of_layer_norm(exports: dict[str, Exporte
     signature = one.loaded.signatures["ids"]
     frozen = convert_variables_to_constants_v2(signature)
     assert not frozen.variables
-    by_name = dict(zip(export.IDS_INPUTS, padded(rows), strict=True))
+    by_name = dict(zip(serving.IDS_INPUTS, padded(rows), strict=True))
     places = [tensor.name.split(":")[0] for tensor in frozen.inputs]
     results = frozen(*(tf.constant(by_name[name], tf.int32) for name in places))
     logits = [value for value in results if value.shape == expected.shape]
@@ -415,7 +417,7 @@ def test_signatures(exports: dict[str, Exported]) -> None:
             ("(None,)", tf.string)
         }
         _, inputs = signatures["ids"].structured_input_signature
-        assert set(inputs) == set(export.IDS_INPUTS)
+        assert set(inputs) == set(serving.IDS_INPUTS)
         assert {(str(spec.shape), spec.dtype) for spec in inputs.values()} == {
             ("(None, None)", tf.int32)
         }
@@ -522,7 +524,7 @@ def test_model_card(exports: dict[str, Exported]) -> None:
         },
     }
     assert card["signatures"]["ids"]["inputs"] == dict.fromkeys(
-        export.IDS_INPUTS, "int32 [None, None]"
+        serving.IDS_INPUTS, "int32 [None, None]"
     )
 
 

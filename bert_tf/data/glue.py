@@ -178,13 +178,12 @@ def find_file(task: GlueTask, data_dir: str, split: str) -> str:
     )
 
 
-def write_submission(
-    path: str, ids: Sequence[str] | None, predicted_labels: Sequence[str | float | list[str]]
-) -> None:
-    """Writes the predictions of a test split as the GLUE server wants them.
+def submission_lines(
+    ids: Sequence[str] | None, predicted_labels: Sequence[str | float | list[str]]
+) -> list[str]:
+    """The predictions of a test split as the GLUE server wants them, header included.
 
     Args:
-        path: file, named as in `GlueTask.submissions`.
         ids: the file's own numbers; None counts from 0.
         predicted_labels: label names, or scores for STS-B (clipped to [0, 5], 3 decimals).
 
@@ -193,19 +192,16 @@ def write_submission(
     """
     ids = [str(number) for number in range(len(predicted_labels))] if ids is None else ids
     if len(ids) != len(predicted_labels):
-        raise ValueError(f"{path}: {len(predicted_labels)} predictions for {len(ids)} examples.")
-    predictions = [official(path, label) for label in predicted_labels]
-    rows = [f"{i}\t{prediction}\n" for i, prediction in zip(ids, predictions, strict=True)]
-    temporary = f"{path}.tmp"
-    with tf.io.gfile.GFile(temporary, "w") as file:
-        file.write("index\tprediction\n" + "".join(rows))
-    tf.io.gfile.rename(temporary, path, overwrite=True)
+        raise ValueError(f"{len(predicted_labels)} predictions for {len(ids)} examples.")
+    predictions = [official(label) for label in predicted_labels]
+    rows = [f"{i}\t{prediction}" for i, prediction in zip(ids, predictions, strict=True)]
+    return ["index\tprediction", *rows]
 
 
-def official(path: str, label: str | float | list[str]) -> str:
+def official(label: str | float | list[str]) -> str:
     """A prediction as the GLUE server reads it."""
     if isinstance(label, str | list):  # GLUE has no multi-label task
         return str(label)
     if not np.isfinite(label):
-        raise ValueError(f"{path}: the score {label} is not a finite number.")
+        raise ValueError(f"the score {label} of a prediction is not a finite number.")
     return f"{min(max(float(label), 0.0), 5.0):.3f}"

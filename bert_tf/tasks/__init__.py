@@ -1,22 +1,38 @@
-"""The tasks by name. A new head is one file beside this one and one line here."""
+"""The tasks by name. A new head is a file or two beside this one and a line in each table here."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from bert_tf.tasks.classification import ClassificationTask
-from bert_tf.tasks.contract import Task
+from bert_tf.tasks.classification_answers import ClassificationAnswers
+from bert_tf.tasks.contract import Answers, Task
 from bert_tf.tasks.pretraining import PretrainingTask
+from bert_tf.tasks.question_answering import QuestionAnsweringTask
+from bert_tf.tasks.question_answering_answers import QuestionAnsweringAnswers
+from bert_tf.tasks.tagging import TaggingTask
+from bert_tf.tasks.tagging_answers import TaggingAnswers
 
 TASKS: dict[str, type[Task]] = {
     "classification": ClassificationTask,
     "pretraining": PretrainingTask,
+    "question_answering": QuestionAnsweringTask,
+    "tagging": TaggingTask,
+}
+# Pre-training has none: its model is there to be fine-tuned.
+ANSWERS: dict[str, Callable[[Any], Answers]] = {
+    "classification": ClassificationAnswers,
+    "question_answering": QuestionAnsweringAnswers,
+    "tagging": TaggingAnswers,
 }
 
 
-def only_classification(task: Task, purpose: str) -> ClassificationTask:
-    """The task, where it is a classification; raises ValueError for those without labels."""
-    if not isinstance(task, ClassificationTask):
+def answers_of(task: Task, purpose: str) -> Answers:
+    """What the task answers; raises ValueError for a task that has nothing to answer."""
+    if task.run.task.name not in ANSWERS:
         raise ValueError(
             f"a run of the task {task.run.task.name!r} cannot {purpose}: it has no labels. "
             "Fine-tune a model from it (--config.model.init_checkpoint=ITS_FOLDER), and take that."
         )
-    return task
+    return ANSWERS[task.run.task.name](task)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -398,29 +398,6 @@ class ClassificationTask:
         if self.labels.kind == "multilabel":
             return (probabilities > 0.5).astype(np.int32)
         return probabilities.argmax(axis=-1).astype(np.int32)
-
-    def predictions(self, outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-        """The answer to each example and the probabilities by name, as files have them."""
-        names = self.labels.names or ("score",)
-        rows = outputs["probabilities"]
-        return [
-            {
-                "label": answer,
-                "probabilities": {
-                    name: round(float(value), 6) for name, value in zip(names, row, strict=True)
-                },
-            }
-            for answer, row in zip(self.answers(rows), rows, strict=True)
-        ]
-
-    def answers(self, probabilities: np.ndarray) -> Sequence[str | float | list[str]]:
-        """Label names, lists of label names (multi-label), or scores: one for each example."""
-        decisions = self.decisions(probabilities)
-        if self.labels.kind == "regression":
-            return [float(score) for score in decisions]
-        if self.labels.kind == "multilabel":
-            return [[self.labels.names[c] for c in np.flatnonzero(row)] for row in decisions]
-        return [self.labels.names[c] for c in decisions]
 
 
 def read_split(run: RunConfig, split: str) -> text.TextExamples:

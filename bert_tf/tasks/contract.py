@@ -1,11 +1,13 @@
 """What the loop, the run folder and restoring ask of a task: every task is one class that has this.
 
+What a trained task answers, to files and to clients, is a class of its own: `Answers`.
+
 Legend: B batch, T terms of a step, E examples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
@@ -18,6 +20,8 @@ from bert_tf.encoder import Layout, PaddedLayout
 from bert_tf.tokenization import Tokenizer
 
 Features = Mapping[str, tf.Tensor]  # a batch, or a micro-batch of it: each [B, ...]
+Signature = Any  # tf.types.experimental.ConcreteFunction
+PREDICTIONS_FILE = "predictions.jsonl"  # one answer a line, in the order of the examples
 
 
 class Feed(Protocol):
@@ -50,7 +54,11 @@ Self = TypeVar("Self", bound="Task")
 
 
 class Task(Protocol):
-    """A task is a frozen dataclass with these fields and methods."""
+    """A task is a frozen dataclass with these fields and methods.
+
+    A field with the name of a metric (a threshold that `metrics` tunes) gets its value of the best
+    evaluation when a run is opened.
+    """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -126,3 +134,30 @@ class Task(Protocol):
 
         `examples` is what `self.examples` returned.
         """
+
+
+class Answers(Protocol):
+    """What the trained model of a task answers: a frozen dataclass whose one field is the task."""
+
+    def examples(self, split: str) -> Examples:
+        """The examples of `train`, `dev` or `test`, whatever labels it has, to be predicted."""
+
+    def files(
+        self, split: str, examples: Examples, outputs: Mapping[str, np.ndarray]
+    ) -> dict[str, list[str]]:
+        """The lines of each file of answers, by its name; `PREDICTIONS_FILE` is the first.
+
+        Args:
+            split: which examples these are.
+            examples: what `self.examples` returned.
+            outputs: of `Task.predict`, for all examples: [E, ...] each.
+        """
+
+    def signatures(self, model: tf.Module) -> dict[str, Signature]:
+        """The signatures of a SavedModel by name; `model` is in float32, without padded rows."""
+
+    def warmup_requests(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Requests that a server replays at its start: name of a signature, inputs by name."""
+
+    def card(self) -> dict[str, Any]:
+        """What the model card says of this task beside what it says of all, for JSON."""

@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 from bert_tf import metrics
-from bert_tf.data.glue import GLUE, read_split, write_submission
+from bert_tf.data.glue import GLUE, read_split, submission_lines
 from bert_tf.tasks.classification import Labels
 
 # Official headers; a train or dev row, and a test row. MRPC's official files begin with a BOM.
@@ -109,21 +109,18 @@ def test_missing_files_and_splits(tmp_path: pathlib.Path) -> None:
         read_split(GLUE["rte"], str(tmp_path), "dev_matched")
 
 
-def test_submission_of_classes(tmp_path: pathlib.Path) -> None:
-    path = tmp_path / "RTE.tsv"
-    write_submission(str(path), ["3", "5"], ["entailment", "not_entailment"])
-    assert path.read_text() == "index\tprediction\n3\tentailment\n5\tnot_entailment\n"
-    assert [file.name for file in tmp_path.iterdir()] == ["RTE.tsv"]
+def test_submission_of_classes() -> None:
+    lines = submission_lines(["3", "5"], ["entailment", "not_entailment"])
+    assert lines == ["index\tprediction", "3\tentailment", "5\tnot_entailment"]
 
 
-def test_submission_of_scores(tmp_path: pathlib.Path) -> None:
-    path = tmp_path / "STS-B.tsv"
-    write_submission(str(path), None, [-0.2, 2.34567, 5.1])
-    assert path.read_text() == "index\tprediction\n0\t0.000\n1\t2.346\n2\t5.000\n"
-    with pytest.raises(ValueError, match="the score nan is not a finite number"):
-        write_submission(str(path), None, [float("nan")])
+def test_submission_of_scores() -> None:
+    lines = submission_lines(None, [-0.2, 2.34567, 5.1])
+    assert lines == ["index\tprediction", "0\t0.000", "1\t2.346", "2\t5.000"]
+    with pytest.raises(ValueError, match="the score nan of a prediction is not a finite number"):
+        submission_lines(None, [float("nan")])
     with pytest.raises(ValueError, match="1 predictions for 2 examples"):
-        write_submission(str(path), ["0", "1"], [1.0])
+        submission_lines(["0", "1"], [1.0])
 
 
 @pytest.mark.parametrize(

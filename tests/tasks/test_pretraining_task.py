@@ -20,7 +20,7 @@ from bert_tf.data.batches import Examples
 from bert_tf.data.token_shards import write_shard
 from bert_tf.encoder import UnpaddedLayout, variables_by_name
 from bert_tf.heads import masked_lm_loss
-from bert_tf.tasks import only_classification
+from bert_tf.tasks import answers_of
 from bert_tf.tasks.contract import Feed
 from bert_tf.tasks.pretraining import PretrainingTask
 from bert_tf.training import Loop, make_gradients, total_loss
@@ -312,7 +312,7 @@ def test_a_tiny_model_learns_and_its_folder_opens(tmp_path: pathlib.Path) -> Non
     found = read_checkpoint(str(tmp_path / "run"))
     assert set(found.weights) == set(variables_by_name(opened.model))
     with pytest.raises(ValueError, match="'pretraining' cannot be exported: it has no labels"):
-        only_classification(opened.task, "be exported")
+        answers_of(opened.task, "be exported")
 
 
 def test_an_encoder_without_heads_gets_fresh_ones(tmp_path: pathlib.Path) -> None:

@@ -1,0 +1,81 @@
+"""Cuts a file of SQuAD's form into a part to train on and one to measure, by whole articles.
+
+    python scripts/split_questions.py --input=cs224n-dev-v2.0.json --output=data/squad/cs224n
+
+writes data/squad/cs224n.train.json and data/squad/cs224n.dev.json. No text is in both. The same
+share and seed cut the same way every time.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from typing import Any
+
+import tensorflow as tf
+from absl import flags
+
+from bert_tf import command_line
+from bert_tf.config import write_json
+from bert_tf.data.squad import member, read_document
+
+INPUT = flags.DEFINE_string("input", None, "A file of SQuAD's form.", required=True)
+OUTPUT = flags.DEFINE_string(
+    "output", None, "Where the parts go: OUTPUT.train.json, OUTPUT.dev.json.", required=True
+)
+DEV_SHARE = flags.DEFINE_float("dev_share", 0.15, "Of the questions, at most, for the dev part.")
+SEED = flags.DEFINE_integer("seed", 1, "Decides which articles are for the dev part.")
+
+Article = dict[str, Any]
+
+
+def main(unused_argv: list[str]) -> None:
+    """Writes both parts."""
+    document = read_document(INPUT.value)
+    articles = member(document, "data", list, INPUT.value)
+    tf.io.gfile.makedirs(os.path.dirname(OUTPUT.value) or ".")
+    parts = split(articles, DEV_SHARE.value, SEED.value)
+    for name, part in parts.items():
+        path = f"{OUTPUT.value}.{name}.json"
+        write_json(path, document | {"data": part})
+        print(f"{len(part):,} articles with {count(part):,} questions in {path}")
+
+
+def split(articles: list[Article], dev_share: float, seed: int) -> dict[str, list[Article]]:
+    """The articles of both parts, each in their order.
+
+    Raises:
+        ValueError: no article is small enough for the dev part, or none would be left to train on.
+    """
+    order = list(range(len(articles)))
+    random.Random(seed).shuffle(order)
+    room, dev = dev_share * count(articles), set()
+    for number in order:
+        if (size := count([articles[number]])) <= room:
+            dev.add(number)
+            room -= size
+    parts = {
+        "train": [article for number, article in enumerate(articles) if number not in dev],
+        "dev": [article for number, article in enumerate(articles) if number in dev],
+    }
+    for name, part in parts.items():
+        if not part:
+            raise ValueError(
+                f"{INPUT.value}: {len(articles)} articles with {count(articles)} questions leave "
+                f"none for the {name} part at --dev_share={dev_share}; choose another share."
+            )
+    return parts
+
+
+def count(articles: list[Article]) -> int:
+    """Questions of some articles."""
+    paragraphs = (
+        paragraph
+        for article in articles
+        for paragraph in member(article, "paragraphs", list, INPUT.value)
+    )
+    return sum(len(member(paragraph, "qas", list, INPUT.value)) for paragraph in paragraphs)
+
+
+if __name__ == "__main__":
+    command_line.run_script(main)
