@@ -24,9 +24,8 @@ from __future__ import annotations
 
 import os
 
-# Read when TensorFlow and NumPy are imported, here and in the workers, which inherit them. Text
-# needs no GPU; one notice at start-up is enough; Keras 3 would take 90 MiB and a second of each;
-# and a process without threads can be forked.
+# Read when TensorFlow and NumPy are imported. Text needs no GPU; one notice at start-up is enough;
+# Keras 3, which nobody here uses, takes 90 MiB; and only a process without threads can be forked.
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["TF_USE_LEGACY_KERAS"] = "1"

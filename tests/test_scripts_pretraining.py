@@ -110,6 +110,37 @@ def test_a_killed_run_goes_on_and_leaves_no_process(tmp_path: pathlib.Path) -> N
 
 
 @pytest.mark.slow
+def test_beam_in_two_processes_writes_the_same_bytes(tmp_path: pathlib.Path) -> None:
+    pytest.importorskip("apache_beam", reason="apache-beam is not installed (extra `beam`)")
+    write_inputs(tmp_path)
+    one = run(command(tmp_path, "one", "--processes=1", "--shard_mib=0.005"))
+    assert one.returncode == 0, one.stderr
+    options = "--direct_num_workers=2 --direct_running_mode=multi_processing"
+    flags = ("--runner=DirectRunner", f"--pipeline_options={options}", "--shard_mib=0.005")
+    two = run(command(tmp_path, "two", *flags))
+    assert two.returncode == 0, two.stderr
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+    made = [
+        line.split(" made ")[1]
+        for line in (one.stderr + two.stderr).splitlines()
+        if " made " in line
+    ]
+    assert len(made) == 2
+    assert made[0] == made[1]
+
+
+def test_flags_of_beam_and_of_processes_do_not_mix(tmp_path: pathlib.Path) -> None:
+    write_inputs(tmp_path)
+    for flags in (["--runner=DirectRunner", "--processes=2"], ["--pipeline_options=--a=b"]):
+        done = run(command(tmp_path, "out", *flags))
+        assert done.returncode == 1
+        assert "error: --p" in done.stderr
+        assert "--runner" in done.stderr
+        assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_text(tmp_path: pathlib.Path) -> None:
     """All processes together stay below 1 GiB, with two shards of text as with six."""
     write_inputs(tmp_path, documents=5000)

@@ -19,7 +19,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 import tensorflow as tf
-from absl import logging
 
 from bert_tf.data import creation
 from bert_tf.data.corpus import Corpus
@@ -29,6 +28,9 @@ if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
     from apache_beam.runners.runner import PipelineResult
 
+QUIET = (
+    "--default_sdk_harness_log_level=WARNING"  # the workers; an option of the user's comes after
+)
 ANY_SHARD = "-?????-of-?????"
 
 
@@ -49,7 +51,7 @@ def create_with_beam(config: CreationConfig, runner: str, options: str) -> Amoun
     if not shards:
         return Amount()
     remove(f"{config.name}{ANY_SHARD}.error")  # of a run that was killed
-    (
+    (  # the names are for the page on which a runner shows its progress
         pipeline
         | "Shards" >> beam.Create(shards)
         | "Spread" >> beam.Reshuffle()
@@ -77,7 +79,7 @@ def import_beam() -> ModuleType:
 
 def parse_options(beam: ModuleType, runner: str, options: str) -> PipelineOptions:
     """Options; raises ValueError where Beam would print its usage and exit."""
-    parsed = beam.pipeline.PipelineOptions([f"--runner={runner}", *shlex.split(options)])
+    parsed = beam.pipeline.PipelineOptions([f"--runner={runner}", QUIET, *shlex.split(options)])
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
@@ -104,7 +106,6 @@ def create_and_count(shard: int, config: CreationConfig, corpus: Corpus) -> None
         with tf.io.gfile.GFile(f"{path.removesuffix(config.ending)}.error", "w") as file:
             file.write(str(error))
         return
-    logging.info("shard %d of %d: %d %s", shard, corpus.num_shards, amount.instances, config.unit)
     counter = import_beam().metrics.Metrics.counter
     for name, value in amount._asdict().items():
         counter("bert_tf", name).inc(value)

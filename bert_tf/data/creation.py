@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
 from multiprocessing.context import BaseContext
 from typing import Any, NamedTuple
 
@@ -40,7 +40,7 @@ from bert_tf.data.instances import (
     piece_table,
 )
 from bert_tf.data.records import serialize
-from bert_tf.tokenization import Tokenizer
+from bert_tf.tokenization import Tokenizer, read_vocab
 
 CHUNK_POSITIONS = 1 << 17  # of instances made at once: 1,024 of length 128
 ENDINGS = {"records": ".tfrecord", "tokens": token_shards.ENDING}
@@ -122,7 +122,7 @@ def missing_shards(config: CreationConfig) -> tuple[Corpus, list[int]]:
     corpus = corpus_module.find_corpus(
         config.input_file, config.shard_bytes, config.blank_lines, config.language
     )
-    cached_tokenizer(config.vocab_file, config.lower_case)  # raises ValueError before others start
+    read_vocab(config.vocab_file)  # raises ValueError before others start
     claim_output(config, corpus)
     shards = [
         shard
@@ -320,8 +320,8 @@ def in_processes(
     Raises:
         ValueError: of `create`, or a process died.
     """
-    context = worker_context()
-    with concurrent.futures.ProcessPoolExecutor(processes, context, start_worker) as executor:
+    context, parent = worker_context(), (os.getpid(),)
+    with ProcessPoolExecutor(processes, context, start_worker, parent) as executor:
         try:
             futures = [executor.submit(create, shard) for shard in shards]
             for future in concurrent.futures.as_completed(futures):
@@ -338,30 +338,26 @@ def in_processes(
 def worker_context() -> BaseContext:
     """How worker processes start.
 
-    A process forked from this one would inherit TensorFlow's threads as locks that nobody opens. On
-    Linux workers are forked from a server that imports TensorFlow once but does not run it, and so
-    has no threads: they share the memory of that import, and its time.
+    A forked one shares the memory of this one, and need not import TensorFlow again. But once
+    TensorFlow has run, a fork would inherit its threads as locks that nobody opens: spawned then.
     """
-    if sys.platform != "linux":
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context
+    is_linux = sys.platform == "linux"
+    has_threads = not is_linux or len(os.listdir("/proc/self/task")) > 1
+    return multiprocessing.get_context("spawn" if has_threads else "fork")
 
 
-def start_worker() -> None:
+def start_worker(parent: int) -> None:
     """One thread for each process, which ends with the process that started it."""
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    threading.Thread(target=leave_with_parent, daemon=True).start()
+    threading.Thread(target=leave_with, args=(parent,), daemon=True).start()
 
 
-def leave_with_parent() -> None:
+def leave_with(parent: int) -> None:
     """A killed parent closes no queue: its workers would wait for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def with_progress(amounts: Iterator[Amount], num_shards: int, unit: str) -> Amount:
