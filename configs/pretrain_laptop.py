@@ -19,8 +19,9 @@ Command: python scripts/learn_vocab.py --input_file='data/text/train/*.txt' \
 Files:   data/text/train/*.txt and other texts in data/text/dev/; the commands make the rest. Pairs,
          masks and packed rows are made anew in every epoch. 5.3 million parameters.
 Device:  any; 2,048 tokens a step: 3,000 steps of 64 rows x 32, then 500 of 16 x 128.
-Hours:   HOURS
-Score:   SCORE
+Hours:   0.6 on 2 cores of an Ice Lake Xeon at 2.5 GHz, beside other programs.
+Score:   held-out books: masked-LM loss 4.49, accuracy 28.2% (RESULTS.md): 41 books, 20 MB. Phase 1
+         was run as the first 3,000 of 5,000 steps to a rate of 0, which are the same.
 
 Rows of 32 tokens first: to begin with, a word knows no better than to look at all words of its row
 alike, and how soon it learns to look at its neighbours depends on how many others there are. With
