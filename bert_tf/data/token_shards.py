@@ -147,6 +147,23 @@ class Recipe:
         most = int(config.max_seq_length * config.masked_lm_prob) + sequences
         return min(sequences * config.max_predictions_per_seq, max(most, sequences))
 
+    def signature(self) -> dict[str, tf.TensorSpec]:
+        """Types and shapes of rows; see `make_rows`."""
+        length, words = self.instances.max_seq_length, self.row_predictions
+        sizes = {
+            **dict.fromkeys(("token_ids", "segment_ids", "mask"), length),
+            **dict.fromkeys(("masked_positions", "masked_ids", "masked_weights"), words),
+            **dict.fromkeys(
+                ("cls_positions", "next_sentence_labels", "next_sentence_weights"),
+                self.max_sequences,
+            ),
+        }
+        spec = {
+            name: tf.TensorSpec([None, size], tf.float32 if name.endswith("weights") else tf.int32)
+            for name, size in sizes.items()
+        }
+        return spec | {"weight": tf.TensorSpec([None], tf.float32)}
+
 
 @dataclasses.dataclass(frozen=True)
 class Window:
@@ -349,14 +366,10 @@ class TokenShards:
 
     def dataset(self, global_batch_size: int, seed: int, first_step: int = 0) -> tf.data.Dataset:
         """Endless batches of one static shape, from `first_step` on; see `make_rows`."""
-        example = next(self.rows(seed, 0))
-        spec = {
-            name: tf.TensorSpec([None, *values.shape[1:]], values.dtype)
-            for name, values in example.items()
-        }
         with tf.device("CPU:0"):  # none of this may take the accelerator's memory
             chunks = tf.data.Dataset.from_generator(
-                lambda: self.rows(seed, first_step * global_batch_size), output_signature=spec
+                lambda: self.rows(seed, first_step * global_batch_size),
+                output_signature=self.recipe.signature(),
             )
             batches = chunks.unbatch().batch(global_batch_size, drop_remainder=True)
         return batches.prefetch(tf.data.AUTOTUNE).with_options(one_share_each())
