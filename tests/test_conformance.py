@@ -219,7 +219,7 @@ def as_saved_model(case: Case, model: Any, folder: pathlib.Path) -> Arrays:
         task = case.make_task()
         exported = export.float32_model(OpenedRun(task.run, task, model.model, {}, "a test"))
         signature = answers_of(task, "be exported").signatures(exported)["ids"]
-        served = export.Served(variables_by_name(exported), task.tokenizer)
+        served = export.Served(exported, task.tokenizer)
     else:
         specs = {
             name: tf.TensorSpec([None] * value.shape.rank, value.dtype, name)
