@@ -61,7 +61,7 @@ def export_saved_model(opened: OpenedRun, folder: str) -> str:
     with new_folder(target) as temporary:
         model = float32_model(opened)
         signatures = answers.signatures(model)
-        served = Served(variables_by_name(model), opened.task.tokenizer)
+        served = Served(model, opened.task.tokenizer)
         # No source code lines of the machine that exports.
         options = tf.saved_model.SaveOptions(save_debug_info=False)
         tf.saved_model.save(served, temporary, signatures, options)
@@ -86,9 +86,10 @@ class Served(tf.Module):
     drags its own description along, which a process without tf_keras cannot read.
     """
 
-    def __init__(self, weights: dict[str, tf.Variable], tokenizer: Tokenizer) -> None:
+    def __init__(self, model: tf.Module, tokenizer: Tokenizer) -> None:
         super().__init__(name="bert_tf")
-        self.weights = weights  # by the original release's names
+        self.weights = variables_by_name(model)  # by the original release's names
+        self.unread = list(model.non_trainable_variables)  # such as the pooler of a tagger
         self.tokenizer = tokenizer
 
 
