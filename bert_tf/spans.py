@@ -4,8 +4,9 @@ A tag is `O` or a prefix and a type, such as `B-person`. Corpora use the prefixe
 IOB2 (B begins every span), IOB1 (B only where a span touches another of its type), BIOES and its
 twin BILOU (with letters for the last word of a span and for spans of one word). conlleval's rule of
 where a span begins covers all of them, and sequences that are well-formed in none: so everything
-that is read becomes IOB2 by that rule, and no setting is needed. The letters of spans of one word
-(S, U), which conlleval does not know, are treated as seqeval does.
+that is read becomes IOB2 by that rule, and no setting is needed. What conlleval, written for B, I
+and E, does not know is done as seqeval does it: S and U are spans of one word, and B begins a span
+behind an E of its type, too (conlleval joins those two).
 
 Legend: E texts.
 """
@@ -87,7 +88,7 @@ def span_scores(
         right += len(expected & answered)
         found += len(answered)
         there += len(expected)
-    precision, recall = right / max(found, 1), right / max(there, 1)
-    # Twice the product over the sum: the formula of conlleval.
+    # In per cent, as conlleval computes them: ties in the last printed digit then round alike.
+    precision, recall = 100 * right / max(found, 1), 100 * right / max(there, 1)
     f1 = 2 * precision * recall / (precision + recall) if right else 0.0
-    return {"f1": f1, "precision": precision, "recall": recall}
+    return {"f1": f1 / 100, "precision": precision / 100, "recall": recall / 100}

@@ -36,8 +36,11 @@ from bert_tf.encoder import (
 from bert_tf.restore import OpenedRun
 from bert_tf.tasks import TASKS, answers_of, pretraining, question_answering
 from bert_tf.tasks import classification as classification_task
+from bert_tf.tasks import tagging as tagging_task
 from bert_tf.tasks.answer_spans import best_spans
 from bert_tf.tasks.classification import METRICS, ClassificationTask, Labels
+from bert_tf.tasks.contract import Task
+from bert_tf.tasks.tagging import TaggingTask, Tags
 from bert_tf.tokenization import Tokenizer
 from bert_tf.weights import assign
 
@@ -137,13 +140,26 @@ class TaskModel(tf.Module):
 
     inputs = ("token_ids", "segment_ids", "mask")
 
-    def __init__(self, task: ClassificationTask) -> None:
+    def __init__(self, task: Task) -> None:
         super().__init__()
         self.model = task.build_model()
         self.predict = task.predict
 
     def __call__(self, features: Mapping[str, tf.Tensor]) -> Tensors:
         return self.predict(self.model, {name: features[name] for name in self.inputs})
+
+
+class TaggingModel(TaskModel):
+    """The tag of every piece, as the `ids` signature gives them; padding has logits of 0."""
+
+    def __call__(self, features: Mapping[str, tf.Tensor]) -> Tensors:
+        columns = tf.tile(tf.range(MASK.shape[1])[tf.newaxis], [len(MASK), 1])
+        rows = tf.shape(features["token_ids"])[0]
+        given = {name: features[name] for name in self.inputs}
+        outputs = self.predict(self.model, given | {"first_pieces": columns[:rows]})
+        real = tf.cast(features["mask"], tf.float32)[..., tf.newaxis]  # [B, S, 1]
+        logits = outputs["logits"] * real
+        return {"logits": logits, "probabilities": tf.nn.softmax(logits)}
 
 
 @functools.cache
@@ -160,18 +176,24 @@ def classification(labels: Labels, text_b: str = "") -> ClassificationTask:
     return ClassificationTask(run, CONFIG, tokenizer(), labels)
 
 
+def tagging() -> TaggingTask:
+    run = RunConfig(data=DataConfig(max_seq_length=12), task=TaskConfig(name="tagging"))
+    return TaggingTask(run, CONFIG, tokenizer(), Tags(("O", "B-a", "I-a"), True, "O"))
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     """A model, or the task that makes it."""
 
     build: Callable[[], Any] | None = None
     task: str = ""  # a key of TASKS
-    make_task: Callable[[], ClassificationTask] | None = None
+    make_task: Callable[[], Task] | None = None
+    make_model: Callable[[Any], Any] = TaskModel
     static_shapes: bool = True  # whether XLA can compile it
 
     def model(self) -> Any:
         """A model with fresh weights."""
-        return self.build() if self.build else TaskModel(self.make_task())  # type: ignore[misc]
+        return self.build() if self.build else self.make_model(self.make_task())  # type: ignore[misc]
 
 
 CASES = {
@@ -198,6 +220,7 @@ CASES = {
     "regression": Case(
         task="classification", make_task=lambda: classification(Labels("regression"))
     ),
+    "tagging": Case(task="tagging", make_task=tagging, make_model=TaggingModel),
 }
 
 
@@ -368,7 +391,7 @@ def test_every_task_is_in_the_table() -> None:
 
 
 def test_every_kind_of_classification_is_in_the_table(references: dict[str, Reference]) -> None:
-    tasks = [case.make_task() for case in CASES.values() if case.make_task]
+    tasks = [case.make_task() for case in CASES.values() if case.task == "classification"]  # type: ignore[misc]
     assert {task.labels.kind for task in tasks} == set(METRICS)
     assert {bool(task.run.data.text_b) for task in tasks} == {False, True}
 
@@ -376,7 +399,7 @@ def test_every_kind_of_classification_is_in_the_table(references: dict[str, Refe
 def test_every_head_is_in_the_table(references: dict[str, Reference]) -> None:
     every_head = {
         value
-        for module in (heads, classification_task, question_answering)
+        for module in (heads, classification_task, question_answering, tagging_task)
         for name, value in vars(module).items()
         if name.endswith("Head")
         and inspect.isclass(value)
@@ -384,4 +407,4 @@ def test_every_head_is_in_the_table(references: dict[str, Reference]) -> None:
     }
     parts = [part for reference in references.values() for part in reference.model.submodules]
     assert every_head == {type(part) for part in parts} & every_head
-    assert len(every_head) >= 3
+    assert len(every_head) >= 4

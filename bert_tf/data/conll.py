@@ -86,7 +86,7 @@ def read_tagged(source: str, data: DataConfig, require_labels: bool = True) -> T
             "write all in one way."
         )
     tags = {tag for each in words for tag in each.tags or ()}
-    if any(tag.startswith(("B-", "I-")) for tag in tags):
+    if any(tag.startswith(("B-", "I-")) for tag in tags) or all(map(spans.is_span_tag, tags)):
         words = [in_iob2(each, source) for each in words]
     return TaggedSource(source, words, texts)
 

@@ -70,8 +70,9 @@ def padded(packed: PackedTokens, pad_id: int) -> Tensors:
 
 
 def at_least_one_column(grid: tf.Tensor) -> tf.Tensor:
-    """[N, S] to [N, max(S, 1)]: no texts have no columns, but the pooler takes the first."""
-    return tf.pad(grid, [[0, 0], [0, tf.maximum(1 - tf.shape(grid)[1], 0)]])
+    """[N, S, ...] to [N, max(S, 1), ...]: no texts have no columns, but heads read the first."""
+    missing = tf.maximum(1 - tf.shape(grid)[1], 0)
+    return tf.pad(grid, [[0, 0], [0, missing]] + [[0, 0]] * (grid.shape.rank - 2))
 
 
 def id_checks(

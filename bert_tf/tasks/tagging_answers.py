@@ -192,6 +192,7 @@ class TaggingAnswers:
             return tf.argmax(logits, axis=-1, output_type=tf.int32)
         rows = tf.RaggedTensor.from_row_splits(tf.nn.log_softmax(logits), row_splits)
         grid = rows.to_tensor(shape=[None, None, len(self.task.tags.names)])  # [N, W, C]
+        grid = serving.at_least_one_column(grid)
         path = viterbi.best_path_in_graph(grid, counts, self.task.tags.names)  # [N, W]
         return tf.RaggedTensor.from_tensor(path, lengths=counts).values
 

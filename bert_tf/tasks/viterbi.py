@@ -64,7 +64,7 @@ def best_path_in_graph(
 ) -> tf.Tensor:
     """The same for texts side by side: float32 [N, W, C] and words of each int [N] to int32 [N, W].
 
-    Places behind the last word hold any tag.
+    W is at least 1. Places behind the last word hold any tag.
     """
     tags = len(names)
     inside = tf.constant(np.where(allowed_transitions(names), 0.0, FORBIDDEN), tf.float32)
