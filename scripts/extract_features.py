@@ -93,7 +93,7 @@ def open_output(
 def pieces(text: str, vectors: np.ndarray, embedder: Embedder) -> list[str]:
     """The pieces that vectors [pieces, F] belong to."""
     tokenizer = embedder.encoder.tokenizer
-    packed = tokenizer.pack(tokenizer(tf.constant([text])), max_seq_length=len(vectors))
+    packed = tokenizer.pack(tokenizer(tf.constant([text])), max_seq_length=embedder.max_seq_length)
     return [tokenizer.vocab[token] for token in packed.token_ids[0].numpy()]
 
 

@@ -220,8 +220,8 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(
     run_tiny(run, tmp_path / "whole")
     saved, count = run_folder.write_step, [0]
 
-    def dies_after_the_first(folder: str, *arguments: Any) -> None:
-        saved(folder, *arguments)
+    def dies_after_the_first(folder: str, *arguments: Any, **named: Any) -> None:
+        saved(folder, *arguments, **named)
         count[0] += 1
         if count[0] == 1:
             raise Preempted("killed")
