@@ -42,18 +42,18 @@ from bert_tf.config import (
     TrainConfig,
 )
 
-# By phase: tokens of a row, rows of a step, masked words of a sequence at most, steps, first and
-# last rate, share of steps that warm up.
+# By phase: whether pairs are made, tokens of a row, rows of a step, masked words of a sequence at
+# most, steps, first and last rate, steps that warm up.
 PHASES = {
-    "1": (32, 64, 7, 3000, 1e-3, 4e-4, 250 / 3000),
-    "2": (128, 16, 26, 500, 4e-4, 0.0, 0.02),
+    "1": (False, 32, 64, 8, 8500, 1e-3, 2e-4, 250),
+    "2": (True, 128, 16, 32, 600, 2e-4, 0.0, 10),
 }
 
 
 def get_config(phase: str = "1") -> ConfigDict:
     if phase not in PHASES:
         raise ValueError(f"the phases of this recipe are {', '.join(PHASES)}, not {phase!r}.")
-    length, rows, predictions, steps, rate, last_rate, warmup = PHASES[phase]
+    pairs, length, rows, predictions, steps, rate, last_rate, warmup = PHASES[phase]
     # Nothing is seen often enough to be learnt by heart: dropout would only slow this down.
     start = ModelConfig(
         bert_config="configs/shapes/laptop.json",
@@ -73,20 +73,21 @@ def get_config(phase: str = "1") -> ConfigDict:
             task=TaskConfig(
                 name="pretraining",
                 packed_sequences=3,
-                masked_lm_prob=0.2,
+                next_sentence=pairs,
+                masked_lm_prob=0.25,
                 max_predictions_per_seq=predictions,
             ),
             # Small models bear, and need, a higher rate than the paper's 1e-4.
             optimizer=OptimizerConfig(
                 learning_rate=rate,
                 end_learning_rate=last_rate,
-                warmup_proportion=warmup,
+                warmup_proportion=warmup / steps,
                 beta_2=0.98,
             ),
             train=TrainConfig(
                 global_batch_size=rows,
                 steps=steps,
-                eval_every=500 if phase == "1" else 250,
+                eval_every=500 if phase == "1" else 200,
                 save_every=500,
                 log_every=50,
                 steps_per_loop=10,

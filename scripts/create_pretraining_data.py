@@ -70,6 +70,11 @@ WORD_FORM = flags.DEFINE_enum(
     "With --do_whole_word_mask: each piece of a chosen word becomes [MASK], itself or another "
     "piece on its own, as in the original, or all become the same.",
 )
+NEXT_SENTENCE = flags.DEFINE_bool(
+    "next_sentence",
+    True,
+    "False: one run of sentences in each instance, for config.task.next_sentence=False.",
+)
 SHARD_MIB = flags.DEFINE_float("shard_mib", 4.0, "MiB of text for each output file, about.")
 FORM = flags.DEFINE_enum(
     "form", "records", sorted(ENDINGS), "Instances, or only the tokens to make them of."
@@ -117,6 +122,7 @@ def config_of_flags() -> CreationConfig:
             short_seq_prob=SHORT_RATE.value,
             dupe_factor=DUPES.value,
             whole_words=WORD_FORM.value if WHOLE_WORDS.value else "",
+            next_sentence=NEXT_SENTENCE.value,
         ),
     )
 

@@ -72,7 +72,8 @@ def read_instances(path: str) -> Arrays:
     length, predictions = (
         len(first[name].int64_list.value) for name in ("input_ids", "masked_lm_ids")
     )
-    shape = RecordShape(length, predictions, next_sentence=True)
+    shape = RecordShape(length, predictions, next_sentence="next_sentence_labels" in first)
     parsed = tf.io.parse_example(tf.stack(records), shape.features())
-    parsed["next_sentence_labels"] = parsed["next_sentence_labels"][:, 0]
+    if shape.next_sentence:
+        parsed["next_sentence_labels"] = parsed["next_sentence_labels"][:, 0]
     return {name: values.numpy() for name, values in parsed.items()}

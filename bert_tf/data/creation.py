@@ -278,7 +278,7 @@ def shard_documents(config: CreationConfig, corpus: Corpus, shard: int) -> Docum
     """The tokenized documents of a shard, with those of another one where it has but one."""
     documents = corpus_module.read_documents(corpus, shard)
     num_own = len(documents)
-    if num_own == 1:
+    if num_own == 1 and config.instances.next_sentence:
         documents += corpus_module.other_documents(corpus, shard)
     tokenize, _ = cached_tokenizer(config.vocab_file, config.lower_case)
     return corpus_module.tokenize_documents(documents, num_own, tokenize)

@@ -20,8 +20,7 @@ import numpy as np
 
 from bert_tf.tokenization import SUFFIX_MARK, Tokenizer
 
-SPECIAL_PIECES = 3  # [CLS] A [SEP] B [SEP]
-MIN_SEQ_LENGTH = SPECIAL_PIECES + 2  # one token for each segment
+MIN_SEQ_LENGTH = 5  # [CLS] A [SEP] B [SEP] with one token for each segment
 MASK_SHARE = 0.8  # of the chosen pieces become [MASK] (section 3.1 of the paper)
 KEEP_SHARE = 0.1  # stay as they are; the others become any piece of the vocabulary
 WHOLE_WORDS = ("", "per_piece", "per_word")
@@ -42,6 +41,15 @@ class InstanceConfig:
     # each becomes [MASK], itself or another piece on its own (the original release's
     # --do_whole_word_mask). "per_word": they share that fate, too.
     whole_words: str = ""
+    # False: [CLS] A [SEP], where A is a run of sentences as long as a pair would be. For masked
+    # words alone, whose context is then not cut in two (FULL-SENTENCES of RoBERTa, Liu et al. 2019,
+    # section 4.2, within a document).
+    next_sentence: bool = True
+
+    @property
+    def max_tokens(self) -> int:
+        """Of the segments, [CLS] and [SEP] not counted."""
+        return self.max_seq_length - (3 if self.next_sentence else 2)
 
     def check(self) -> None:
         """Raises ValueError where no instance can be made like this."""
@@ -113,7 +121,7 @@ class Instances(NamedTuple):
     masked_lm_positions: np.ndarray  # int32 [E, P], ascending; 0 after the last
     masked_lm_ids: np.ndarray  # int32 [E, P]
     masked_lm_weights: np.ndarray  # float32 [E, P]; 1, and 0 after the last
-    next_sentence_labels: np.ndarray  # bool [E]; 1 where B is from another document
+    next_sentence_labels: np.ndarray | None  # bool [E]; 1: B is of another document. None: no B
 
 
 # ------------------------------------------------------------------------------------------- pairs
@@ -122,6 +130,8 @@ class Instances(NamedTuple):
 def build_pairs(documents: Documents, config: InstanceConfig, rng: random.Random) -> Pairs:
     """Pairs of `dupe_factor` passes through the documents, in their order and not yet truncated.
 
+    Without next sentences every B is empty.
+
     The original's `create_instances_from_document`. It draws a document for the next sentence up
     to ten times until it is another one; here it is another one at the first draw.
 
@@ -129,7 +139,7 @@ def build_pairs(documents: Documents, config: InstanceConfig, rng: random.Random
         ValueError: there is only one document.
     """
     num_documents = len(documents.document_starts) - 1
-    if num_documents == 1:
+    if num_documents == 1 and config.next_sentence:
         raise ValueError(
             "There is only one document, and a random next sentence must come from another one."
         )
@@ -153,13 +163,17 @@ def add_pairs(
     starts, uniform = documents.sentence_starts, rng.random  # looked up once: this is a hot loop
     document_starts = documents.document_starts
     num_others = len(document_starts) - 2
-    target = config.max_seq_length - SPECIAL_PIECES
+    target = config.max_tokens
     if uniform() < config.short_seq_prob:
         target = rng.randint(2, target)
     first, last = document_starts[document], document_starts[document + 1]  # of its sentences
     while first < last:
         # Sentences until the target is reached: the original's `current_chunk`.
         end = min(bisect.bisect_left(starts, starts[first] + target, first + 1, last), last)
+        if not config.next_sentence:
+            rows.extend((starts[first], starts[end], starts[end], starts[end], 0))
+            first = end
+            continue
         split = first + 1
         if end - first >= 2:
             split += int(uniform() * (end - first - 1))
@@ -179,7 +193,8 @@ def add_pairs(
 
 def sequence_lengths(pairs: Pairs, config: InstanceConfig) -> np.ndarray:
     """Tokens of each instance, special ones included: int64 [E]."""
-    return np.minimum(pairs.a_length + pairs.b_length + SPECIAL_PIECES, config.max_seq_length)
+    special = config.max_seq_length - config.max_tokens
+    return np.minimum(pairs.a_length + pairs.b_length, config.max_tokens) + special
 
 
 def truncate(pairs: Pairs, max_tokens: int, generator: np.random.Generator) -> Pairs:
@@ -219,10 +234,10 @@ def make_instances(
         pieces: the special pieces, and which pieces go on with a word.
         generator: of all draws.
     """
-    pairs = truncate(pairs, config.max_seq_length - SPECIAL_PIECES, generator)
+    lengths = sequence_lengths(pairs, config)[:, None]  # [E, 1]
+    pairs = truncate(pairs, config.max_tokens, generator)
     input_ids = join_segments(token_ids, pairs, config.max_seq_length, pieces)
     column = np.arange(config.max_seq_length)  # [S]
-    lengths = (pairs.a_length + pairs.b_length + SPECIAL_PIECES)[:, None]  # [E, 1]
     separator = (pairs.a_length + 1)[:, None]
     is_token = (column > 0) & (column < lengths - 1) & (column != separator)
     words = number_words(input_ids, is_token, config.whole_words, pieces)
@@ -245,18 +260,18 @@ def make_instances(
         masked_lm_positions=positions,
         masked_lm_ids=ids,
         masked_lm_weights=weights,
-        next_sentence_labels=pairs.random_next,
+        next_sentence_labels=pairs.random_next if config.next_sentence else None,
     )
 
 
 def join_segments(
     token_ids: np.ndarray, pairs: Pairs, max_seq_length: int, pieces: PieceTable
 ) -> np.ndarray:
-    """[CLS] A [SEP] B [SEP] and zeros, int32 [E, S]."""
+    """[CLS] A [SEP] B [SEP] and zeros, int32 [E, S]; [CLS] A [SEP] where B is empty."""
     column = np.arange(max_seq_length)
     row = np.arange(len(pairs.a_start))
     separator = pairs.a_length + 1
-    end = separator + pairs.b_length + 1
+    end = separator + np.where(pairs.b_length > 0, pairs.b_length + 1, 0)
     in_a = column < separator[:, None]
     source = column + np.where(
         in_a, (pairs.a_start - 1)[:, None], (pairs.b_start - separator - 1)[:, None]

@@ -90,7 +90,8 @@ def serialize(instances: Instances) -> Iterator[bytes]:
     rows = len(instances.input_ids)
     features = constant(b"", rows)
     for name, values in sorted(instances._asdict().items()):
-        features += feature(name, values.reshape(rows, -1))
+        if values is not None:
+            features += feature(name, values.reshape(rows, -1))
     whole = field(EXAMPLE_FEATURES, features)
     keep = np.concatenate(whole.keep, axis=1)
     content = np.concatenate(whole.values, axis=1)[keep].tobytes()

@@ -185,7 +185,7 @@ class Window:
             ValueError: the window is one document, so that no pair can be from two.
         """
         documents, document_ids = join(shards)
-        if len(np.unique(document_ids)) < 2:
+        if recipe.instances.next_sentence and len(np.unique(document_ids)) < 2:
             raise ValueError(
                 f"{len(shards)} token shards that are used together are one document, and a random "
                 "next sentence must come from another one; cut the text into documents "
@@ -197,7 +197,8 @@ class Window:
         while sum(map(len, rows)) < num_rows:
             rng = random.Random(int(generator.integers(1 << 62)))
             made = build_pairs(documents, recipe.instances, rng)
-            made = made.at(from_two_documents(made, documents, document_ids))
+            if recipe.instances.next_sentence:
+                made = made.at(from_two_documents(made, documents, document_ids))
             made = made.at(generator.permutation(len(made.a_start)))
             lengths = sequence_lengths(made, recipe.instances)
             packed = packing.pack(lengths, recipe.instances.max_seq_length, recipe.max_sequences)
@@ -281,12 +282,13 @@ def make_rows(
         features[name] = np.zeros((len(rows), recipe.row_predictions), dtype)
         features[name][places] = values[sequence, column]
 
-    labels = np.zeros(rows.shape, np.int32)
-    labels[present] = made.next_sentence_labels
+    labels, weights = np.zeros(rows.shape, np.int32), np.zeros(rows.shape, np.float32)
+    if made.next_sentence_labels is not None:
+        labels[present], weights[present] = made.next_sentence_labels, 1.0
     return features | {
         "cls_positions": np.where(present, first, 0).astype(np.int32),
         "next_sentence_labels": labels,
-        "next_sentence_weights": present.astype(np.float32),
+        "next_sentence_weights": weights,
         "weight": np.ones(len(rows), np.float32),
     }
 
@@ -328,7 +330,7 @@ class TokenShards:
 
         with concurrent.futures.ThreadPoolExecutor(READERS) as executor:
             tokens, checksums, ids = zip(*executor.map(look, files), strict=True)
-        if len(np.unique(np.concatenate(ids))) < 2:
+        if recipe.instances.next_sentence and len(np.unique(np.concatenate(ids))) < 2:
             raise ValueError(
                 f"{files[0]} and the other files are one document, and a random next sentence must "
                 "come from another one: use more text, or cut it into documents (--blank_lines)."

@@ -153,6 +153,7 @@ class PretrainingTask:
             short_seq_prob=task.short_seq_prob,
             dupe_factor=1,
             whole_words=task.whole_words,
+            next_sentence=task.next_sentence,
         )
         return Recipe(instances, task.packed_sequences, piece_table(self.tokenizer))
 

@@ -81,6 +81,17 @@ def test_files_hold_the_instances_of_the_text(output: pathlib.Path) -> None:
     assert max(lengths) == 32
 
 
+def test_records_without_pairs_have_no_label(
+    config: CreationConfig, tmp_path: pathlib.Path
+) -> None:
+    """So that a run with next sentences refuses them."""
+    instances = dataclasses.replace(config.instances, next_sentence=False)
+    create_pretraining_data(elsewhere(config, tmp_path, instances=instances), processes=1)
+    features = read_instances(str(tmp_path / "out" / "x-00003-of-00008.tfrecord"))
+    assert "next_sentence_labels" not in features
+    assert not features["segment_ids"].any()
+
+
 def test_instances_of_a_shard_are_shuffled(output: pathlib.Path) -> None:
     """Else the short instances of one pass would stand side by side."""
     features = read_instances(str(output / "x-00003-of-00008.tfrecord"))

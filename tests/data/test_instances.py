@@ -182,6 +182,26 @@ def test_a_single_document_is_refused() -> None:
         build_pairs(make_documents([[3] * 50]), InstanceConfig(), random.Random(4))
 
 
+def test_masked_words_alone_have_runs_of_sentences_without_a_pair() -> None:
+    documents = make_documents(random_sizes(1, 400))  # one is enough
+    config = InstanceConfig(max_seq_length=64, next_sentence=False, dupe_factor=3)
+    pairs, instances = create(documents, config)
+    a_end = pairs.a_start + pairs.a_length
+    np.testing.assert_array_equal(pairs.a_start[1:], a_end[:-1] % len(documents.token_ids))
+    assert not pairs.b_length.any()
+    assert instances.next_sentence_labels is None
+    assert not instances.segment_ids.any()
+    lengths = instances.input_mask.sum(axis=1)
+    np.testing.assert_array_equal(lengths, np.minimum(pairs.a_length, 62) + 2)
+    assert (lengths == 64).mean() > 0.8
+    for ids, length in zip(restored(instances), lengths, strict=True):
+        assert (ids[0], ids[length - 1]) == (CLS, SEP)
+        assert (np.diff(ids[1 : length - 1]) == 1).all()
+        assert not ids[length:].any()
+    wanted = np.maximum(1, np.rint(lengths * 0.15))
+    np.testing.assert_array_equal(instances.masked_lm_weights.sum(axis=1), wanted)
+
+
 def test_truncation_keeps_what_the_original_keeps() -> None:
     generator, rng = np.random.default_rng(1), random.Random(2)
     for _ in range(300):

@@ -125,6 +125,26 @@ def test_each_sequence_has_its_own_share_of_masked_words(
             assert (owners == number).sum() == min(5, max(1, round(length * 0.15)))
 
 
+def test_masked_words_alone_need_no_second_document(tmp_path: pathlib.Path) -> None:
+    path = str(tmp_path / "a.tokens.npz")
+    one = shard(0, documents=1)._replace(sentence_lengths=np.full(100, 9, np.int32))
+    write_shard(
+        path,
+        one._replace(token_ids=np.full(900, 7, np.uint16), document_lengths=np.array([100])),
+    )
+    instances = dataclasses.replace(INSTANCES, next_sentence=False)
+    shards = TokenShards.index((path,), Recipe(instances, 3, PIECES), CONFIG)
+    rows = rows_of(shards.dataset(8, seed=1).as_numpy_iterator(), 10)
+    assert not rows["segment_ids"].any()
+    assert not rows["next_sentence_weights"].any()
+    for row, mask in enumerate(rows["mask"]):
+        ids = original_ids(rows, row)
+        for number in range(1, mask.max() + 1):
+            own = ids[mask == number]
+            assert own.tolist() == [CLS, *[7] * (len(own) - 2), SEP]
+    assert (rows["mask"] > 0).mean() > 0.9
+
+
 def test_half_of_the_next_sentences_are_foreign(files: tuple[str, ...]) -> None:
     rows = rows_of(open_files(files).dataset(64, seed=1).as_numpy_iterator(), 40)
     weights = rows["next_sentence_weights"]
