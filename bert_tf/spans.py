@@ -71,7 +71,8 @@ def span_scores(
     """`f1`, `precision` and `recall` of whole spans, all types counted together (micro average).
 
     A span counts where type, first and last word are right. The numbers are those of conlleval.pl,
-    as fractions, and of seqeval in its default mode; 0 where nothing was found or is there.
+    as fractions, and of seqeval in its default mode; 0 where nothing was found or is there. (Tests
+    hold them to seqeval, which needs a build from source and rounds otherwise than conlleval.)
 
     Args:
         labels: the tags of each text, E of them.

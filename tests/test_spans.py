@@ -7,6 +7,7 @@ import warnings
 
 import conlleval
 import pytest
+from seqeval import metrics as seqeval_metrics
 
 from bert_tf.spans import find_spans, is_span_tag, span_scores, to_iob2
 
@@ -96,14 +97,13 @@ def test_scores_are_those_of_conlleval_to_the_printed_digit(prefixes: str) -> No
 @pytest.mark.parametrize("prefixes", ["BI", "BIE", "BIES", "I"])
 def test_scores_are_those_of_seqeval(prefixes: str) -> None:
     """Of its default mode, on sequences of any kind; strict=True counts well-formed spans only."""
-    metrics = pytest.importorskip("seqeval.metrics", reason="seqeval is not installed")
     generator = random.Random(6)
     for _ in range(200):
         labels = random_tags(generator, prefixes)
         predictions = alike(generator, labels, prefixes)
         scores = span_scores(labels, predictions)
         for name, score in scores.items():
-            measure = getattr(metrics, f"{name}_score")
+            measure = getattr(seqeval_metrics, f"{name}_score")
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 expected = measure(labels, predictions, zero_division=0)
