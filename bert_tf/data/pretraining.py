@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import tensorflow as tf
@@ -41,6 +41,7 @@ OF_MASKED = {
     "masked_lm_ids": "masked_ids",
     "masked_lm_weights": "masked_weights",
 }  # [B, P]
+NUMBERS = ("token_ids", "masked_ids", "segment_ids", "masked_positions")  # each has a limit
 WEIGHTS = "masked_lm_weights"  # the one feature that is float32
 NEXT_SENTENCE = "next_sentence_labels"  # [B, 1]; 0: B follows A
 
@@ -185,22 +186,28 @@ def check_record(file: str, record: bytes, run: RunConfig, config: BertConfig) -
 
 def check_values(arrays: dict[str, np.ndarray], source: str, config: BertConfig) -> None:
     """Raises ValueError for numbers that the model has no row for, and for padding in between."""
+    worst = {name: arrays[name].max() for name in NUMBERS}
+    worst |= {name: arrays[name].min() for name in NUMBERS if arrays[name].min() < 0}
+    check_numbers(worst, source, arrays["mask"].shape[1], config)
+    mask = arrays["mask"]
+    if (np.diff(mask, axis=1) > 0).any() or not np.isin(mask, (0, 1)).all():
+        raise ValueError(f"{source}: input_mask must be ones followed by zeros.")
+
+
+def check_numbers(worst: Mapping[str, int], source: str, length: int, config: BertConfig) -> None:
+    """Raises ValueError where the largest of some numbers has no row in the model."""
     limits = {
         "token_ids": (config.vocab_size, "vocab_size"),
         "masked_ids": (config.vocab_size, "vocab_size"),
         "segment_ids": (config.type_vocab_size, "type_vocab_size"),
-        "masked_positions": (arrays["mask"].shape[1], "the length of a record"),
+        "masked_positions": (length, "the length of a record"),
     }
     for name, (limit, meaning) in limits.items():
-        worst = arrays[name].max() if arrays[name].min() >= 0 else arrays[name].min()
-        if not 0 <= worst < limit:
+        if not 0 <= worst[name] < limit:
             raise ValueError(
-                f"{source}: {name} has the value {worst}, which must be below {limit} ({meaning}); "
-                "make the records with the vocabulary of this model."
+                f"{source}: {name} has the value {worst[name]}, which must be from 0 to "
+                f"{limit - 1} ({meaning}); make the records with the vocabulary of this model."
             )
-    mask = arrays["mask"]
-    if (np.diff(mask, axis=1) > 0).any() or not np.isin(mask, (0, 1)).all():
-        raise ValueError(f"{source}: input_mask must be ones followed by zeros.")
 
 
 def read_examples(files: tuple[str, ...], shape: RecordShape, config: BertConfig) -> Examples:
@@ -243,30 +250,37 @@ class Records:
         cls,
         files: tuple[str, ...],
         shape: RecordShape,
+        config: BertConfig,
         block_records: int = BLOCK_RECORDS,
         window_blocks: int = WINDOW_BLOCKS,
     ) -> Records:
         """Finds the blocks by reading all files once, which also compares every checksum.
 
         Raises:
-            ValueError: a file is damaged.
+            ValueError: a file is damaged, or has numbers that the model has no row for.
         """
 
         @without_autograph
         def count(file: tf.Tensor) -> tf.data.Dataset:
             blocks = tf.data.TFRecordDataset(tf.gather(files, file), buffer_size=READ_BUFFER)
             return blocks.batch(block_records).map(
-                lambda records: (file, tf.size(records, tf.int64), framed_bytes(records))
+                lambda records: (
+                    *(file, tf.size(records, tf.int64), framed_bytes(records)),
+                    *largest_numbers(shape.parse(records)),
+                )
             )
 
         counted = tf.data.Dataset.range(len(files)).interleave(
             count, PARALLEL_FILES, num_parallel_calls=AUTOTUNE, deterministic=True
         )
         try:
-            found = np.array(list(counted.as_numpy_iterator()), np.int64).reshape(-1, 3)
+            found = np.array(list(counted.as_numpy_iterator()), np.int64)
         except tf.errors.OpError as error:
-            raise damaged(find_damaged(files), error) from None
+            raise damaged(find_damaged(files, shape), error) from None
         found = found[np.argsort(found[:, 0], kind="stable")]  # by file, in the order of the file
+        for file, _, _, *largest in found.tolist():
+            worst = dict(zip(NUMBERS, largest, strict=True))
+            check_numbers(worst, files[file], shape.length, config)
         offsets = np.zeros(len(found), np.int64)
         for number in range(len(files)):
             own = np.flatnonzero(found[:, 0] == number)
@@ -371,16 +385,28 @@ def one_share_each() -> tf.data.Options:
     return options
 
 
+def largest_numbers(batch: dict[str, tf.Tensor]) -> list[tf.Tensor]:
+    """The largest of each of `NUMBERS`, int64; where there are negative ones, one of these."""
+    return [
+        tf.cast(
+            tf.where(tf.reduce_min(values) < 0, tf.reduce_min(values), tf.reduce_max(values)),
+            tf.int64,
+        )
+        for values in (batch[name] for name in NUMBERS)
+    ]
+
+
 def framed_bytes(records: tf.Tensor) -> tf.Tensor:
     """Bytes of a file that these records [n] take, int64."""
     return tf.reduce_sum(tf.cast(tf.strings.length(records), tf.int64) + FRAME_BYTES)
 
 
-def find_damaged(files: tuple[str, ...]) -> str:
-    """The first file that cannot be read to its end."""
+def find_damaged(files: tuple[str, ...], shape: RecordShape) -> str:
+    """The first file that cannot be read to its end, or has records of another form."""
     for file in files:
+        records = tf.data.TFRecordDataset(file).batch(BLOCK_RECORDS).map(shape.parse)
         try:
-            tf.data.TFRecordDataset(file).reduce(0, lambda count, _: count + 1)
+            records.reduce(0, lambda count, _: count + 1)
         except tf.errors.OpError:
             return file
     return os.path.dirname(files[0])  # it can now: somebody is writing there

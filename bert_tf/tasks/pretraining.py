@@ -141,7 +141,7 @@ class PretrainingTask:
                 f"config.task.packed_sequences={task.packed_sequences} is for token shards, and "
                 f"{files[0]} is none; scripts/create_pretraining_data.py --form=tokens makes them."
             )
-        return Records.index(files, read_shape(files, self.run, self.config))
+        return Records.index(files, read_shape(files, self.run, self.config), self.config)
 
     def recipe(self) -> Recipe:
         """How rows are made of token shards."""

@@ -51,7 +51,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[str, ...], A
 
 def index(corpus: tuple[tuple[str, ...], Arrays]) -> Records:
     """Blocks of 4 records, windows of 3 blocks: many of both in 64 records."""
-    return Records.index(corpus[0], SHAPE, block_records=4, window_blocks=3)
+    return Records.index(corpus[0], SHAPE, CONFIG, block_records=4, window_blocks=3)
 
 
 def numbers_of(batches: tf.data.Dataset, steps: int) -> np.ndarray:
@@ -135,10 +135,10 @@ def test_fingerprints_differ(
 ) -> None:
     records = index(corpus)
     assert records.fingerprint() == index(corpus).fingerprint()
-    fewer = Records.index(corpus[0][:2], SHAPE, 4, 3)
+    fewer = Records.index(corpus[0][:2], SHAPE, CONFIG, 4, 3)
     assert fewer.fingerprint() != records.fingerprint()
     write_records(tmp_path / "other.tfrecord", numbered(23, 7))
-    other = Records.index((str(tmp_path / "other.tfrecord"), corpus[0][1]), SHAPE, 4, 3)
+    other = Records.index((str(tmp_path / "other.tfrecord"), corpus[0][1]), SHAPE, CONFIG, 4, 3)
     assert other.fingerprint() != fewer.fingerprint()
 
 
@@ -164,9 +164,41 @@ def test_a_damaged_file_is_named_before_the_first_step(
     damage(tmp_path / "1.tfrecord")
     files = find_files(str(tmp_path / "*"), "config.data.train")
     with pytest.raises(ValueError, match=r"1\.tfrecord is not a whole TFRecord file"):
-        Records.index(files, SHAPE)
+        Records.index(files, SHAPE, CONFIG)
     with pytest.raises(ValueError, match=r"1\.tfrecord is not a whole TFRecord file"):
         read_examples(files, SHAPE, CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("input_ids", 120, r"1\.tfrecord: token_ids has the value 120.*from 0 to 119"),
+        ("masked_lm_ids", -3, r"1\.tfrecord: masked_ids has the value -3"),
+        ("masked_lm_positions", 16, r"1\.tfrecord: masked_positions has the value 16"),
+        ("segment_ids", 2, r"1\.tfrecord: segment_ids has the value 2"),
+    ],
+)
+def test_every_record_is_checked_before_the_first_step(
+    tmp_path: pathlib.Path, name: str, value: int, message: str
+) -> None:
+    for number in range(3):
+        records = tiny_records(9)
+        records[name][7, 2] = value if number == 1 else records[name][7, 2]
+        write_records(tmp_path / f"{number}.tfrecord", records)
+    files = find_files(str(tmp_path / "*"), "config.data.train")
+    with pytest.raises(ValueError, match=message):
+        Records.index(files, read_shape(files, RUN, CONFIG), CONFIG, block_records=2)
+
+
+def test_a_later_record_of_another_form_is_found(tmp_path: pathlib.Path) -> None:
+    write_records(tmp_path / "0.tfrecord", tiny_records(5))
+    with tf.io.TFRecordWriter(str(tmp_path / "1.tfrecord")) as writer:
+        for record in tf.data.TFRecordDataset(str(tmp_path / "0.tfrecord")).as_numpy_iterator():
+            writer.write(record)
+        writer.write(b"")
+    files = find_files(str(tmp_path / "*"), "config.data.train")
+    with pytest.raises(ValueError, match=r"1\.tfrecord is not a whole TFRecord file.*input_ids"):
+        Records.index(files, SHAPE, CONFIG)
 
 
 def changed(**changes: Any) -> Arrays:
