@@ -18,7 +18,7 @@ import tensorflow as tf
 from absl import flags, logging
 
 from bert_tf import Tokenizer, command_line
-from bert_tf.data.corpus import text_files
+from bert_tf.data.files import find_files
 
 VOCAB_FILE = flags.DEFINE_string("vocab_file", None, "One piece a line.", required=True)
 TEXT = flags.DEFINE_string(
@@ -32,7 +32,7 @@ BATCH = 1024
 def paragraphs(pattern: str) -> list[str]:
     """The paragraphs of all files, each on one line."""
     found = []
-    for path in text_files(pattern):
+    for path in find_files(pattern, "--text"):
         with tf.io.gfile.GFile(path, "rb") as file:
             text = file.read().decode(errors="replace").replace("\r\n", "\n")
         found += [" ".join(part.split()) for part in text.split("\n\n") if part.strip()]

@@ -13,7 +13,7 @@ from __future__ import annotations
 from absl import flags, logging
 
 from bert_tf import command_line, vocabulary
-from bert_tf.data.corpus import text_files
+from bert_tf.data.files import find_files
 
 INPUT_FILE = flags.DEFINE_string(
     "input_file", None, "UTF-8 text files: patterns with commas between them.", required=True
@@ -35,7 +35,9 @@ def main(unused_argv: list[str]) -> None:
     settings = vocabulary.VocabularySettings(
         VOCAB_SIZE.value, UNUSED.value, LIMIT_ALPHABET.value, MIN_FREQUENCY.value
     )
-    counts = vocabulary.WordSplitter(LOWER_CASE.value).count(text_files(INPUT_FILE.value))
+    counts = vocabulary.WordSplitter(LOWER_CASE.value).count(
+        find_files(INPUT_FILE.value, "--input_file")
+    )
     logging.info("%s words, %s different.", f"{counts.total():,}", f"{len(counts):,}")
     pieces = vocabulary.learn(counts, settings)
     vocabulary.write(OUTPUT.value, pieces)

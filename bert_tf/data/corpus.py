@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
+from bert_tf.data.files import find_files
 from bert_tf.data.instances import Documents
 from bert_tf.data.text import BLOCK_BYTES, BYTE_ORDER_MARK
 from bert_tf.tokenization import Tokenizer
@@ -59,30 +60,12 @@ def find_corpus(patterns: str, shard_bytes: int, blank_lines: int, language: str
         raise ValueError(f"blank_lines={blank_lines} must not be negative.")
     if language:
         check_language(language)
-    paths = text_files(patterns)
+    paths = find_files(patterns, "--input_file")
     sizes = [tf.io.gfile.stat(path).length for path in paths]
     starts = tuple(itertools.accumulate(sizes, initial=0))
     if not starts[-1]:
         raise ValueError(f"{patterns} is empty: there is no text to learn from.")
     return Corpus(paths, starts, max(1, round(starts[-1] / shard_bytes)), blank_lines, language)
-
-
-def text_files(patterns: str) -> tuple[str, ...]:
-    """The files of comma-separated patterns, sorted; raises ValueError where one finds none."""
-    return tuple(sorted({path for pattern in patterns.split(",") for path in matches(pattern)}))
-
-
-def matches(pattern: str) -> list[str]:
-    """Files that a pattern stands for; raises ValueError where there is none."""
-    pattern = pattern.strip()
-    try:
-        found = [path for path in tf.io.gfile.glob(pattern) if not tf.io.gfile.isdir(path)]
-    except tf.errors.OpError as error:
-        raise ValueError(f"{pattern} cannot be listed: {error.message}") from None
-    if not found:
-        hint = " It is a folder: write FOLDER/*.txt." if tf.io.gfile.isdir(pattern) else ""
-        raise ValueError(f"No file matches {pattern!r}.{hint}")
-    return found
 
 
 # ---------------------------------------------------------------------------------------- the cuts

@@ -86,30 +86,6 @@ class RecordShape:
 # ------------------------------------------------------------------------------------- the files
 
 
-def find_files(patterns: str, field: str) -> tuple[str, ...]:
-    """The files of globs with commas between them, sorted; raises ValueError where one finds none.
-
-    Args:
-        patterns: as `--input_file` of the original release; local or `gs://`.
-        field: what the user set, for the message.
-    """
-    found: set[str] = set()
-    for pattern in filter(None, (part.strip() for part in patterns.split(","))):
-        files = tf.io.gfile.glob(pattern)
-        if not files:
-            raise ValueError(
-                f"{field}={patterns}: no file is called {pattern}; make records with "
-                "scripts/create_pretraining_data.py, or correct the pattern."
-            )
-        found.update(files)
-    if not found:
-        raise ValueError(
-            f"{field} is empty: name TFRecord files of scripts/create_pretraining_data.py, as one "
-            "or several patterns with commas between them."
-        )
-    return tuple(sorted(found))
-
-
 def read_shape(files: tuple[str, ...], run: RunConfig, config: BertConfig) -> RecordShape:
     """Sizes of the records, by the first record of every file.
 

@@ -16,8 +16,9 @@ import tf_keras as keras
 from bert_tf import kernels
 from bert_tf.config import BertConfig, RunConfig
 from bert_tf.data import batches, token_shards
+from bert_tf.data.files import find_files
 from bert_tf.data.instances import InstanceConfig, piece_table
-from bert_tf.data.pretraining import Records, find_files, read_examples, read_shape
+from bert_tf.data.pretraining import Records, read_examples, read_shape
 from bert_tf.data.token_shards import Recipe, TokenShards
 from bert_tf.encoder import BertEncoder, Layout, PackedLayout, PaddedLayout
 from bert_tf.heads import MaskedLMHead, NextSentenceHead

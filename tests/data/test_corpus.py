@@ -159,9 +159,9 @@ def test_a_line_that_is_not_utf8_is_named(tmp_path: pathlib.Path) -> None:
 
 
 def test_inputs_that_cannot_be_used(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(ValueError, match="No file matches"):
+    with pytest.raises(ValueError, match="--input_file: no file matches"):
         corpus_of(tmp_path)
-    with pytest.raises(ValueError, match=r"It is a folder: write FOLDER/\*\.txt"):
+    with pytest.raises(ValueError, match=r"it is a folder: write .*/\*"):
         find_corpus(str(tmp_path), 1, 1, "")
     write(tmp_path / "a.txt", "")
     with pytest.raises(ValueError, match="is empty"):

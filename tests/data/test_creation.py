@@ -188,7 +188,7 @@ def test_mistakes_are_found_before_anything_is_written(
 ) -> None:
     changes: dict[str, Any] = {
         "vocabulary .* is not a file": {"vocab_file": "none.txt"},
-        "No file matches": {"input_file": f"{tmp_path}/none*.txt"},
+        "--input_file: no file matches": {"input_file": f"{tmp_path}/none*.txt"},
         "max_seq_length=3": {"instances": InstanceConfig(max_seq_length=3)},
         "random_seed=-1": {"random_seed": -1},
     }

@@ -13,7 +13,8 @@ import tensorflow as tf
 
 from bert_tf.config import BertConfig, RunConfig
 from bert_tf.data import pretraining
-from bert_tf.data.pretraining import Records, RecordShape, find_files, read_examples, read_shape
+from bert_tf.data.files import find_files
+from bert_tf.data.pretraining import Records, RecordShape, read_examples, read_shape
 from tests.tiny_records import (
     LENGTH,
     PREDICTIONS,

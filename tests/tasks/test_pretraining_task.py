@@ -336,8 +336,8 @@ def test_other_data_are_refused_on_resuming(tmp_path: pathlib.Path) -> None:
     [
         ("data", {"max_seq_length": 41}, r"max_position_embeddings=40"),
         ("data", {"max_seq_length": 12}, r"records of 16 tokens.*set it to 16"),
-        ("data", {"train": ""}, r"config\.data\.train is empty: name TFRecord files"),
-        ("data", {"dev": "/nowhere/*.tfrecord"}, r"no file is called /nowhere/\*\.tfrecord"),
+        ("data", {"train": ""}, r"config\.data\.train is empty: name files"),
+        ("data", {"dev": "/nowhere/*.tfrecord"}, r"no file matches '/nowhere/\*\.tfrecord'"),
         ("task", {"glue": "sst2"}, "is for config.task.name=classification"),
         ("train", {"best_metric": "accuracy"}, "is not measured; choose masked_lm_loss"),
     ],
