@@ -180,6 +180,7 @@ class DataConfig:
     text_a: str = "text"  # column name, or its number from 0 where there is no header
     text_b: str = ""  # second segment; "" for single sentences
     label: str = "label"
+    choices: str = "choices"  # multiple choice: a column of lists, or columns with commas between
     label_separator: str = ","  # between the labels of one example (multi-label)
     max_seq_length: int = 128
     doc_stride: int = 128  # question answering: pieces from the start of a window to the next

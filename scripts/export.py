@@ -41,7 +41,10 @@ def report(version_folder: str, workdir: str) -> str:
             lines += [f"    {kind:8}{key}: {spec}" for key, spec in specs.items()]
     folder = os.path.abspath(os.path.dirname(version_folder))
     name = os.path.basename(workdir)
-    texts = dict.fromkeys(signatures[serving.TEXT_SIGNATURE]["inputs"], "some text")
+    texts = {
+        key: ["some text", "other text"] if spec.endswith("[None, None]") else "some text"
+        for key, spec in signatures[serving.TEXT_SIGNATURE]["inputs"].items()
+    }
     request = json.dumps({"instances": [texts]})
     return "\n".join(
         [

@@ -40,6 +40,7 @@ from bert_tf.tasks import tagging as tagging_task
 from bert_tf.tasks.answer_spans import best_spans
 from bert_tf.tasks.classification import METRICS, ClassificationTask, Labels
 from bert_tf.tasks.contract import Task
+from bert_tf.tasks.multiple_choice import MultipleChoiceTask
 from bert_tf.tasks.tagging import TaggingTask, Tags
 from bert_tf.tokenization import Tokenizer
 from bert_tf.weights import assign
@@ -162,6 +163,15 @@ class TaggingModel(TaskModel):
         return {"logits": logits, "probabilities": tf.nn.softmax(logits)}
 
 
+class ChoiceModel(TaskModel):
+    """The score of every choice, as the `ids` signature gives them: two rows are an example."""
+
+    def __call__(self, features: Mapping[str, tf.Tensor]) -> Tensors:
+        columns = MASK.shape[1]
+        given = {name: tf.reshape(features[name], [-1, 2, columns]) for name in self.inputs}
+        return {"scores": tf.reshape(self.predict(self.model, given)["logits"], [-1])}
+
+
 @functools.cache
 def tokenizer() -> Tokenizer:
     with tempfile.TemporaryDirectory() as folder:
@@ -179,6 +189,11 @@ def classification(labels: Labels, text_b: str = "") -> ClassificationTask:
 def tagging() -> TaggingTask:
     run = RunConfig(data=DataConfig(max_seq_length=12), task=TaskConfig(name="tagging"))
     return TaggingTask(run, CONFIG, tokenizer(), Tags(("O", "B-a", "I-a"), True, "O"))
+
+
+def multiple_choice() -> MultipleChoiceTask:
+    run = RunConfig(data=DataConfig(max_seq_length=12), task=TaskConfig(name="multiple_choice"))
+    return MultipleChoiceTask(run, CONFIG, tokenizer())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,6 +235,7 @@ CASES = {
     "regression": Case(
         task="classification", make_task=lambda: classification(Labels("regression"))
     ),
+    "choices": Case(task="multiple_choice", make_task=multiple_choice, make_model=ChoiceModel),
     "tagging": Case(task="tagging", make_task=tagging, make_model=TaggingModel),
 }
 

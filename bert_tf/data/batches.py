@@ -269,6 +269,13 @@ class Examples:
         """Tokens of each example, special tokens included; int64 [E]."""
         return np.diff(self.row_splits)
 
+    def sequences(self, rows: tf.Tensor) -> tf.Tensor:
+        """The sequences that the examples `rows` [B] are made of: their own numbers, [B].
+
+        Where an example is several sequences, which then stay together, they are [B, C].
+        """
+        return rows
+
     def fingerprint(self) -> int:
         """A checksum of tokens and targets."""
         fingerprint = zlib.crc32(self.token_ids.tobytes())
@@ -321,10 +328,10 @@ def tokenize(
 def dataset(examples: Examples, batches: Sequence[Batch], static: bool) -> tf.data.Dataset:
     """Cuts the planned batches out of the examples, in the order of the plan.
 
-    Each element is a dict: `token_ids`, `segment_ids` and `mask` int32 [B, S] (0 on padding),
-    `weight` float32 [B] (0 on rows that are no example), `example` int64 [B] (row number or
-    NOT_AN_EXAMPLE) and every target [B, ...] (zeros on rows that are no example). S is the width of
-    the batch.
+    Each element is a dict: `token_ids`, `segment_ids` and `mask` int32 [B, S] (0 on padding; for
+    examples of several sequences [B, C, S]), `weight` float32 [B] (0 on rows that are no example),
+    `example` int64 [B] (row number or NOT_AN_EXAMPLE) and every target [B, ...] (zeros on rows that
+    are no example). S is the width of the batch.
 
     Args:
         examples: what to cut from.
@@ -358,8 +365,10 @@ def dataset(examples: Examples, batches: Sequence[Batch], static: bool) -> tf.da
 
     @without_autograph
     def cut_batch(rows: tf.Tensor, width: tf.Tensor) -> dict[str, tf.Tensor]:
-        batch = gather_tokens(store, rows, int(widths[0]) if static else width)
-        return batch | gather_targets(targets, rows)
+        sequences = examples.sequences(rows)  # [B], or [B, C]
+        batch = gather_tokens(store, sequences, int(widths[0]) if static else width)
+        weight = tf.cast(rows != NOT_AN_EXAMPLE, tf.float32)
+        return batch | {"weight": weight, "example": rows} | gather_targets(targets, rows)
 
     options = tf.data.Options()
     options.deterministic = True
@@ -373,21 +382,19 @@ def dataset(examples: Examples, batches: Sequence[Batch], static: bool) -> tf.da
 def gather_tokens(
     store: dict[str, tf.Tensor], rows: tf.Tensor, width: int | tf.Tensor
 ) -> dict[str, tf.Tensor]:
-    """Gathers rows [B] out of the flat arrays of `Examples` and pads them to `width`, S."""
+    """Gathers rows [B] or [B, C] of the flat arrays of `Examples`, padded to `width`, S."""
     is_example = rows != NOT_AN_EXAMPLE  # [B]
     present = tf.maximum(rows, 0)  # [B]; padding reads example 0, which has length 0 below
     start = tf.gather(store["row_splits"], present)  # [B]
     length = tf.gather(store["row_splits"], present + 1) - start  # [B]
     length = tf.where(is_example, length, 0)  # [B]
     position = tf.cast(tf.range(width), tf.int64)  # [S]
-    mask = position < length[:, tf.newaxis]  # [B, S]
-    token = tf.where(mask, start[:, tf.newaxis] + position, 0)  # [B, S]; into the flat arrays
+    mask = position < length[..., tf.newaxis]  # [B, S]
+    token = tf.where(mask, start[..., tf.newaxis] + position, 0)  # [B, S]; into the flat arrays
     return {
         "token_ids": tf.where(mask, tf.gather(store["token_ids"], token), 0),
         "segment_ids": tf.where(mask, tf.gather(store["segment_ids"], token), 0),
         "mask": tf.cast(mask, tf.int32),
-        "weight": tf.cast(is_example, tf.float32),
-        "example": rows,
     }
 
 

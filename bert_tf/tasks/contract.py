@@ -34,8 +34,9 @@ class Feed(Protocol):
 class TrainingData(Protocol):
     """What a run trains on. Its batches are a pure function of (data, seed, step).
 
-    A batch has `token_ids`, `segment_ids` and `mask` int32 [B, S], `weight` float32 [B] (0 on rows
-    that are no example) and whatever else the task's losses need, each [B, ...].
+    A batch has `token_ids`, `segment_ids` and `mask` int32 [B, S] (or [B, C, S], where an example
+    is several sequences), `weight` float32 [B] (0 on rows that are no example) and whatever else
+    the task's losses need, each [B, ...].
     """
 
     def __len__(self) -> int:

@@ -26,13 +26,15 @@ Request = tuple[str, dict[str, Any]]  # name of a signature, and its inputs by n
 
 
 def strings_signature(
-    names: Sequence[str], answer: Callable[[Sequence[tf.Tensor]], Tensors]
+    names: Sequence[str],
+    answer: Callable[[Sequence[tf.Tensor]], Tensors],
+    lists: Sequence[str] = (),
 ) -> Signature:
-    """Strings [N] with these names to what `answer` makes of them."""
+    """Strings [N] with these names to what `answer` makes of them; `lists` of them are [N, C]."""
+    shapes = {name: [None, None] if name in lists else [None] for name in names}
+    specs = [tf.TensorSpec(shape, tf.string, name) for name, shape in shapes.items()]
 
-    @tf.function(
-        input_signature=[tf.TensorSpec([None], tf.string, name) for name in names], autograph=False
-    )
+    @tf.function(input_signature=specs, autograph=False)
     def serve_strings(*texts: tf.Tensor) -> Tensors:
         return answer(texts)
 
