@@ -7,8 +7,9 @@ import difflib
 import logging as python_logging
 import os
 import sys
-from collections.abc import Callable
-from typing import NoReturn
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import NoReturn, TypeVar
 
 import tensorflow as tf
 from absl import app, flags, logging
@@ -21,6 +22,9 @@ from bert_tf.training import NonFiniteLoss, Preempted
 EXIT_USER_ERROR = 1
 EXIT_NON_FINITE = 2
 EXIT_PREEMPTED = 143  # 128 + SIGTERM: schedulers start such a job again
+BAR_WIDTH = 30  # characters
+BAR_SECONDS, LOG_SECONDS = 0.2, 10.0  # between two looks: on a terminal, in a log
+Item = TypeVar("Item")
 
 
 def recipe(run: RunConfig) -> ConfigDict:
@@ -110,3 +114,35 @@ def log_plainly() -> None:
     handler = logging.get_absl_handler()
     handler.setFormatter(python_logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     tf.get_logger().setLevel("ERROR")
+
+
+def show_progress(items: Iterable[Item], count: int, unit: str) -> Iterator[Item]:
+    """Passes `count` items on and shows how far they are: a bar on a terminal, else log lines."""
+    is_terminal = sys.stderr.isatty()
+    started = shown = time.monotonic()
+    for number, item in enumerate(items, start=1):
+        yield item
+        now = time.monotonic()
+        if number < count and now - shown < (BAR_SECONDS if is_terminal else LOG_SECONDS):
+            continue
+        shown = now
+        line = progress_line(number, count, unit, max(now - started, 1e-9))
+        if is_terminal:
+            end = "\n" if number == count else ""
+            print(f"\r{progress_bar(number, count)} {line}", end=end, file=sys.stderr, flush=True)
+        else:
+            logging.info("%s", line)
+
+
+def progress_bar(number: int, count: int) -> str:
+    """Such as `[#########.....................]`."""
+    done = BAR_WIDTH * number // count
+    return f"[{'#' * done}{'.' * (BAR_WIDTH - done)}]"
+
+
+def progress_line(number: int, count: int, unit: str, seconds: float) -> str:
+    """Such as `30,000 of 100,000 texts, 400/s, 2:55 left`, of constant width."""
+    minutes, left = divmod(round(seconds / number * (count - number)), 60)
+    done = f"{number:,}".rjust(len(f"{count:,}"))
+    speed = f"{number / seconds:,.0f}/s"
+    return f"{done} of {count:,} {unit}, {speed:>8}, {minutes:>3}:{left:02d} left"
