@@ -149,6 +149,14 @@ def test_the_settings_are_compared(encoder: bert_tf.BertEncoder) -> None:
     assert first.config == EmbeddingConfig()  # type: ignore[union-attr]
 
 
+def test_minilm_gives_the_vectors_of_sentence_transformers(minilm: str) -> None:
+    """Mean of the last layer over the mask, length 1; `max_seq_length` as in the model's files."""
+    golden = np.load(REPOSITORY / "tests" / "goldens" / "embeddings" / "vectors.npz")
+    texts = [str(text) for text in golden["texts"]]
+    vectors = bert_tf.load(minilm).embed(texts, max_seq_length=256)
+    np.testing.assert_allclose(vectors, golden["vectors"], rtol=0.0, atol=1e-5)
+
+
 def extract(*flags: str) -> subprocess.CompletedProcess[str]:
     script = str(REPOSITORY / "scripts" / "extract_features.py")
     return subprocess.run(

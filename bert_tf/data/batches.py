@@ -269,6 +269,13 @@ class Examples:
         """Tokens of each example, special tokens included; int64 [E]."""
         return np.diff(self.row_splits)
 
+    def token_rows(self, rows: tf.Tensor) -> tf.Tensor:
+        """Rows of `row_splits` that make the token grids of these examples: int64 [B] to [B].
+
+        Those of `text_groups.TextGroups` have several each: [B, K], and grids [B, K, S].
+        """
+        return rows
+
     def fingerprint(self) -> int:
         """A checksum of tokens and targets."""
         fingerprint = zlib.crc32(self.token_ids.tobytes())
@@ -358,7 +365,9 @@ def dataset(examples: Examples, batches: Sequence[Batch], static: bool) -> tf.da
 
     @without_autograph
     def cut_batch(rows: tf.Tensor, width: tf.Tensor) -> dict[str, tf.Tensor]:
-        batch = gather_tokens(store, rows, int(widths[0]) if static else width)
+        token_rows = examples.token_rows(rows)
+        batch = gather_tokens(store, token_rows, int(widths[0]) if static else width)
+        batch |= {"weight": tf.cast(rows != NOT_AN_EXAMPLE, tf.float32), "example": rows}
         return batch | gather_targets(targets, rows)
 
     options = tf.data.Options()
@@ -373,21 +382,19 @@ def dataset(examples: Examples, batches: Sequence[Batch], static: bool) -> tf.da
 def gather_tokens(
     store: dict[str, tf.Tensor], rows: tf.Tensor, width: int | tf.Tensor
 ) -> dict[str, tf.Tensor]:
-    """Gathers rows [B] out of the flat arrays of `Examples` and pads them to `width`, S."""
+    """Gathers rows [B] or [B, K] out of the flat arrays of `Examples`; pads to `width`, S."""
     is_example = rows != NOT_AN_EXAMPLE  # [B]
-    present = tf.maximum(rows, 0)  # [B]; padding reads example 0, which has length 0 below
+    present = tf.maximum(rows, 0)  # [B]; padding reads row 0, which has length 0 below
     start = tf.gather(store["row_splits"], present)  # [B]
     length = tf.gather(store["row_splits"], present + 1) - start  # [B]
     length = tf.where(is_example, length, 0)  # [B]
     position = tf.cast(tf.range(width), tf.int64)  # [S]
-    mask = position < length[:, tf.newaxis]  # [B, S]
-    token = tf.where(mask, start[:, tf.newaxis] + position, 0)  # [B, S]; into the flat arrays
+    mask = position < length[..., tf.newaxis]  # [B, S]
+    token = tf.where(mask, start[..., tf.newaxis] + position, 0)  # [B, S]; into the flat arrays
     return {
         "token_ids": tf.where(mask, tf.gather(store["token_ids"], token), 0),
         "segment_ids": tf.where(mask, tf.gather(store["segment_ids"], token), 0),
         "mask": tf.cast(mask, tf.int32),
-        "weight": tf.cast(is_example, tf.float32),
-        "example": rows,
     }
 
 
