@@ -8,8 +8,8 @@ import logging as python_logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import NoReturn, TypeVar
+from collections.abc import Callable
+from typing import NoReturn
 
 import tensorflow as tf
 from absl import app, flags, logging
@@ -24,7 +24,6 @@ EXIT_NON_FINITE = 2
 EXIT_PREEMPTED = 143  # 128 + SIGTERM: schedulers start such a job again
 BAR_WIDTH = 30  # characters
 BAR_SECONDS, LOG_SECONDS = 0.2, 10.0  # between two looks: on a terminal, in a log
-Item = TypeVar("Item")
 
 
 def recipe(run: RunConfig) -> ConfigDict:
@@ -116,20 +115,28 @@ def log_plainly() -> None:
     tf.get_logger().setLevel("ERROR")
 
 
-def show_progress(items: Iterable[Item], count: int, unit: str) -> Iterator[Item]:
-    """Passes `count` items on and shows how far they are: a bar on a terminal, else log lines."""
-    is_terminal = sys.stderr.isatty()
-    started = shown = time.monotonic()
-    for number, item in enumerate(items, start=1):
-        yield item
+class Progress:
+    """How far a long job is: a bar on a terminal, else a log line now and then."""
+
+    def __init__(self, count: int, unit: str) -> None:
+        """`count` of `unit` are to be done."""
+        self.count, self.unit, self.done = count, unit, 0
+        self.is_terminal = sys.stderr.isatty()
+        self.started = self.shown = time.monotonic()
+
+    def add(self, done: int) -> None:
+        """Says that `done` more are done."""
+        self.done += done
         now = time.monotonic()
-        if number < count and now - shown < (BAR_SECONDS if is_terminal else LOG_SECONDS):
-            continue
-        shown = now
-        line = progress_line(number, count, unit, max(now - started, 1e-9))
-        if is_terminal:
-            end = "\n" if number == count else ""
-            print(f"\r{progress_bar(number, count)} {line}", end=end, file=sys.stderr, flush=True)
+        pause = BAR_SECONDS if self.is_terminal else LOG_SECONDS
+        if self.done < self.count and now - self.shown < pause:
+            return
+        self.shown = now
+        line = progress_line(self.done, self.count, self.unit, max(now - self.started, 1e-9))
+        if self.is_terminal:
+            end = "\n" if self.done == self.count else ""
+            bar = progress_bar(self.done, self.count)
+            print(f"\r{bar} {line}", end=end, file=sys.stderr, flush=True)
         else:
             logging.info("%s", line)
 

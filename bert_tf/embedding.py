@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -105,17 +105,20 @@ class Embedder:
             return vectors
         return np.stack(vectors) if vectors else np.zeros((0, self.size), np.float32)
 
-    def stream(self, texts: Iterable[str | bytes]) -> Iterator[np.ndarray]:
+    def stream(
+        self, texts: Iterable[str | bytes], report: Callable[[int], None] = lambda count: None
+    ) -> Iterator[np.ndarray]:
         """The vector [F], or vectors [pieces, F], of each text, in their order.
 
-        However many and however long the texts are, memory holds one window of them.
+        However many and however long the texts are, memory holds one window of them. `report` is
+        told of each batch how many texts it had.
         """
         tokenizer = self.encoder.tokenizer
         for window in windows(texts):
             pieces = tokenizer(tf.constant(window, tf.string))
             packed = tokenizer.pack(pieces, max_seq_length=self.max_seq_length).token_ids
             for first, end in self.parts(packed.row_lengths().numpy()):
-                yield from self.embed_rows(packed[first:end])
+                yield from self.embed_rows(packed[first:end], report)
 
     def parts(self, lengths: np.ndarray) -> Iterator[tuple[int, int]]:
         """Cuts texts of these lengths [N] where their vectors have more than `WINDOW_NUMBERS`."""
@@ -123,7 +126,9 @@ class Embedder:
         parts = np.cumsum(vectors_each) * self.size // WINDOW_NUMBERS  # [N]
         return itertools.pairwise([0, *(np.flatnonzero(np.diff(parts)) + 1), len(lengths)])
 
-    def embed_rows(self, packed: tf.RaggedTensor) -> list[np.ndarray]:
+    def embed_rows(
+        self, packed: tf.RaggedTensor, report: Callable[[int], None]
+    ) -> list[np.ndarray]:
         """The vectors of token ids int32 [N, (pieces)]."""
         tokenizer = self.encoder.tokenizer
         lengths = packed.row_lengths().numpy()
@@ -138,6 +143,7 @@ class Embedder:
             for row, vector in zip(rows, self.embed_grid(token_ids, mask).numpy(), strict=True):
                 is_grid = self.config.pooling == "none"
                 vectors[row] = vector[: lengths[row]] if is_grid else vector
+            report(len(rows))
         return vectors
 
     def batches(self, lengths: np.ndarray, order: np.ndarray) -> Iterator[np.ndarray]:

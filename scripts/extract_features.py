@@ -78,12 +78,12 @@ def extract(embedder: Embedder, count: int, ending: str) -> None:
     tf.io.gfile.makedirs(os.path.dirname(OUTPUT.value) or ".")
     temporary = f"{OUTPUT.value}.tmp"
     with open_output(temporary, ending, (count, embedder.size)) as write:
-        vectors = embedder.stream(texts())
+        vectors = embedder.stream(texts(), command_line.Progress(count, "texts").add)
         if embedder.config.pooling == "none":
             rows: Iterator[Row] = zip(texts(), vectors, pieces(embedder), strict=True)
         else:
             rows = ((text, vector, None) for text, vector in zip(texts(), vectors, strict=True))
-        for row in command_line.show_progress(rows, count, "texts"):
+        for row in rows:
             write(*row)
     tf.io.gfile.rename(temporary, OUTPUT.value, overwrite=True)
 

@@ -61,9 +61,8 @@ class FeatureHead(keras.layers.Layer):
             BidirectionalLSTM(width, hidden, f"tagger/lstm_{index}")
             for index, width in enumerate(widths)
         ]
-        self.output_layer = OutputLayer(
-            num_tags, dataclasses.replace(config, hidden_size=2 * hidden)
-        )
+        wider = dataclasses.replace(config, hidden_size=2 * hidden)
+        self.output_layer = OutputLayer(num_tags, wider, prefix="tagger/")
 
     def call(
         self, features: tf.Tensor, is_real: tf.Tensor, seed: tf.Tensor | None = None

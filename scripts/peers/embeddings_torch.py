@@ -91,8 +91,8 @@ def main() -> None:
     if flags.golden:
         folder = Path(flags.golden)
         folder.mkdir(parents=True, exist_ok=True)
-        arrays = {"texts": np.array(SENTENCES), "vectors": embed(SENTENCES)}
-        np.savez_compressed(folder / "vectors.npz", **arrays)
+        vectors = embed(SENTENCES)
+        np.savez_compressed(folder / "vectors.npz", texts=np.array(SENTENCES), vectors=vectors)
     if flags.stsb:
         stsb(flags.stsb, embed)
     if flags.input and flags.output:

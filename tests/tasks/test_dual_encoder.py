@@ -203,6 +203,7 @@ def test_it_learns_which_texts_belong_together(trained: pathlib.Path) -> None:
     assert losses[-1] < 0.5 * losses[0]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_with_the_same_bits(
     trained: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
