@@ -9,7 +9,8 @@ Files:   scripts/quickstart.sh fetches the weights (6 layers x 384, uncased); th
          the columns below, and config.data.negative for a column of hard negatives.
 Device:  any; the 1,406 training pairs with a score of at least 4, 1 epoch, 22 steps.
 Hours:   not measured yet.
-Score:   Spearman correlation of cosine and score on dev: SCORE
+Score:   Spearman correlation of cosine and score on dev: 0.867 before any training (RESULTS.md),
+         after it not run yet.
 """
 
 from ml_collections import ConfigDict
