@@ -179,6 +179,7 @@ class DataConfig:
     header: bool = True  # the first line of a TSV or CSV names the columns
     text_a: str = "text"  # column name, or its number from 0 where there is no header
     text_b: str = ""  # second segment; "" for single sentences
+    negative: str = ""  # dual encoder: column of a text that does not belong to text_a
     label: str = "label"
     choices: str = "choices"  # multiple choice: a column of lists, or columns with commas between
     label_separator: str = ","  # between the labels of one example (multi-label)
@@ -210,7 +211,12 @@ class TaskConfig:
     max_answer_length: int = 30  # question answering: pieces of the longest answer
     n_best: int = 20  # question answering: answers in nbest_predictions.json
     constrained: bool = False  # tagging: no I-X but behind B-X or I-X (Viterbi)
+    feature_layers: int = 0  # tagging: a BiLSTM reads the last layers of a frozen encoder; 0: none
     split_words: bool = False  # tagging: learn the parts of words that served text is split into
+    pooling: str = "mean"  # dual encoder: "mean", "max" or "cls"
+    normalize: bool = True  # dual encoder: whether exported vectors have length 1
+    scale: float = 20.0  # dual encoder: of cosines in the loss, the inverse of a temperature
+    min_score: float = 0.0  # dual encoder: training pairs with a lower label are left out
     next_sentence: bool = True  # pre-training: False learns masked words alone, without a pooler
     # The others are for pre-training on token shards; in records all of this is decided. They are
     # the flags of scripts/create_pretraining_data.py.
@@ -236,6 +242,7 @@ class OptimizerConfig:
     beta_2: float = 0.999
     epsilon: float = 1e-6
     clip_norm: float = 1.0  # of the global gradient; 0 does not clip
+    frozen: str = ""  # weights whose names begin so stay as they are, such as "bert/"
     layer_decay: float = 1.0  # layer l learns at rate * layer_decay ** (layers above it)
 
 

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
 
 POOLINGS = ("cls", "mean", "max", "none")
-WINDOW_TEXTS = 8192  # sorted by length together
+# Texts that are tokenized, and sorted by length, together; what is held in memory ends there.
+WINDOW_TEXTS = 8192
+WINDOW_CHARACTERS = 1 << 24
+WINDOW_NUMBERS = 1 << 26  # of vectors at once: 256 MiB
 LENGTH_MULTIPLE = 8  # of the width of a batch: fewer shapes, and vector units like it
 SMALLEST_NORM = 1e-12  # as torch.nn.functional.normalize
 
@@ -88,28 +91,49 @@ class Embedder:
         vectors = pool(tf.concat(grids, axis=-1), mask, self.config.pooling)
         return normalized(vectors) if self.config.normalize else vectors
 
+    @property
+    def size(self) -> int:
+        """Numbers of a vector, F."""
+        return self.encoder.config.hidden_size * len(self.config.layers)
+
     def __call__(self, texts: Sequence[str | bytes]) -> np.ndarray | list[np.ndarray]:
         """Vectors float32 [N, F] of all texts; without pooling a list of [pieces, F]."""
+        if isinstance(texts, str | bytes):
+            raise ValueError("A list of texts is needed, not a single one: embed([text]).")
         vectors = list(self.stream(texts))
         if self.config.pooling == "none":
             return vectors
-        size = self.encoder.config.hidden_size * len(self.config.layers)
-        return np.stack(vectors) if vectors else np.zeros((0, size), np.float32)
+        return np.stack(vectors) if vectors else np.zeros((0, self.size), np.float32)
 
-    def stream(self, texts: Iterable[str | bytes]) -> Iterator[np.ndarray]:
-        """The vector [F], or vectors [pieces, F], of each text, in their order."""
-        texts = iter(texts)
-        while window := list(itertools.islice(texts, WINDOW_TEXTS)):
-            yield from self.embed_window(window)
+    def stream(
+        self, texts: Iterable[str | bytes], report: Callable[[int], None] = lambda count: None
+    ) -> Iterator[np.ndarray]:
+        """The vector [F], or vectors [pieces, F], of each text, in their order.
 
-    def embed_window(self, texts: list[str | bytes]) -> list[np.ndarray]:
-        """The vectors of a few thousand texts."""
+        However many and however long the texts are, memory holds one window of them. `report` is
+        told of each batch how many texts it had.
+        """
         tokenizer = self.encoder.tokenizer
-        pieces = tokenizer(tf.constant(texts, tf.string))
-        packed = tokenizer.pack(pieces, max_seq_length=self.max_seq_length).token_ids
+        for window in windows(texts):
+            pieces = tokenizer(tf.constant(window, tf.string))
+            packed = tokenizer.pack(pieces, max_seq_length=self.max_seq_length).token_ids
+            for first, end in self.parts(packed.row_lengths().numpy()):
+                yield from self.embed_rows(packed[first:end], report)
+
+    def parts(self, lengths: np.ndarray) -> Iterator[tuple[int, int]]:
+        """Cuts texts of these lengths [N] where their vectors have more than `WINDOW_NUMBERS`."""
+        vectors_each = lengths if self.config.pooling == "none" else np.ones_like(lengths)
+        parts = np.cumsum(vectors_each) * self.size // WINDOW_NUMBERS  # [N]
+        return itertools.pairwise([0, *(np.flatnonzero(np.diff(parts)) + 1), len(lengths)])
+
+    def embed_rows(
+        self, packed: tf.RaggedTensor, report: Callable[[int], None]
+    ) -> list[np.ndarray]:
+        """The vectors of token ids int32 [N, (pieces)]."""
+        tokenizer = self.encoder.tokenizer
         lengths = packed.row_lengths().numpy()
         order = np.argsort(-lengths, kind="stable")  # what does not fit into memory fails at once
-        vectors: list[np.ndarray] = [np.zeros(0)] * len(texts)
+        vectors: list[np.ndarray] = [np.zeros(0)] * len(lengths)
         for rows in self.batches(lengths, order):
             width = -(-int(lengths[rows[0]]) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
             width = min(width, self.max_seq_length)
@@ -119,6 +143,7 @@ class Embedder:
             for row, vector in zip(rows, self.embed_grid(token_ids, mask).numpy(), strict=True):
                 is_grid = self.config.pooling == "none"
                 vectors[row] = vector[: lengths[row]] if is_grid else vector
+            report(len(rows))
         return vectors
 
     def batches(self, lengths: np.ndarray, order: np.ndarray) -> Iterator[np.ndarray]:
@@ -130,10 +155,25 @@ class Embedder:
             start += count
 
 
+def windows(texts: Iterable[str | bytes]) -> Iterator[list[str | bytes]]:
+    """A few thousand texts at a time; fewer where they are long."""
+    window: list[str | bytes] = []
+    characters = 0
+    for text in texts:
+        window.append(text)
+        characters += len(text)
+        if len(window) == WINDOW_TEXTS or characters >= WINDOW_CHARACTERS:
+            yield window
+            window, characters = [], 0
+    if window:
+        yield window
+
+
 def pool(vectors: tf.Tensor, mask: tf.Tensor, pooling: str) -> tf.Tensor:
     """Vectors [B, S, F] and mask int [B, S] to one vector for each text, [B, F].
 
-    "none" gives them back as they are.
+    "none" gives them back as they are. A row that is all padding has a vector of zeros in place of
+    a mean or a maximum.
     """
     if pooling == "none":
         return vectors
@@ -141,11 +181,12 @@ def pool(vectors: tf.Tensor, mask: tf.Tensor, pooling: str) -> tf.Tensor:
         return vectors[:, 0]
     real = mask[:, :, tf.newaxis] > 0  # [B, S, 1]
     if pooling == "max":
-        return tf.reduce_max(tf.where(real, vectors, vectors.dtype.min), axis=1)
+        highest = tf.reduce_max(tf.where(real, vectors, vectors.dtype.min), axis=1)
+        return tf.where(tf.reduce_any(real, axis=1), highest, 0.0)
     sums = tf.reduce_sum(tf.where(real, vectors, 0.0), axis=1)
     return sums / tf.cast(tf.maximum(tf.math.count_nonzero(mask, 1, keepdims=True), 1), sums.dtype)
 
 
 def normalized(vectors: tf.Tensor) -> tf.Tensor:
-    """Vectors [..., F] of length 1; those of length 0 stay."""
-    return vectors / tf.maximum(tf.norm(vectors, axis=-1, keepdims=True), SMALLEST_NORM)
+    """Vectors [..., F] of length 1; those of length 0 stay, and their gradient is finite."""
+    return tf.math.l2_normalize(vectors, axis=-1, epsilon=SMALLEST_NORM**2)

@@ -158,6 +158,25 @@ def learning_rate(config: OptimizerConfig, total_steps: int, step: tf.Tensor) ->
     return tf.where(done < float(warmup_steps), base * (done / float(warmup_steps)), decayed)
 
 
+def moving(config: OptimizerConfig, variables: dict[str, tf.Variable]) -> dict[str, tf.Variable]:
+    """The variables that learn: all but the frozen ones.
+
+    Raises:
+        ValueError: `frozen` is the beginning of no name, or of all.
+    """
+    learning = {
+        name: variable
+        for name, variable in variables.items()
+        if not (config.frozen and name.startswith(config.frozen))
+    }
+    if not learning or (config.frozen and len(learning) == len(variables)):
+        raise ValueError(
+            f"config.optimizer.frozen={config.frozen!r} freezes {len(variables) - len(learning)} "
+            f'of {len(variables)} weights; "bert/" leaves the head.'
+        )
+    return learning
+
+
 def decays(name: str) -> bool:
     """Whether weight decay applies: not to biases and layer normalisation (original release)."""
     return not any(pattern in name for pattern in NOT_DECAYED)

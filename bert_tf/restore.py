@@ -1,4 +1,4 @@
-"""Opens the folder of a finished run: task, model and weights, to evaluate, predict or export."""
+"""Opens a finished run, or a checkpoint: task, model, weights, to evaluate, predict or export."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import tensorflow as tf
 from absl import logging
 
 from bert_tf import run_folder
+from bert_tf.checkpoints import Pretrained, read_pretrained
 from bert_tf.config import BertConfig, RunConfig
 from bert_tf.encoder import Layout, PaddedLayout, variables_by_name
 from bert_tf.tasks import TASKS
@@ -70,6 +71,37 @@ def open_run(workdir: str, layout: type[Layout] = PaddedLayout) -> OpenedRun:
     else:
         logging.info("Weights of step %d from %s.", progress.step, step_folder)
     return OpenedRun(run, task, model, progress.best, step_folder)
+
+
+def open_checkpoint(run: RunConfig, layout: type[Layout] = PaddedLayout) -> OpenedRun:
+    """The model of a run before its first step, for tasks whose heads the checkpoint brings.
+
+    Args:
+        run: its `model.init_checkpoint` says where the weights are.
+        layout: how the model lays out rows; see `encoder.Layout`.
+
+    Raises:
+        ValueError: a setting cannot work, or the checkpoint lacks weights of the model, such as
+            those of a classifier.
+    """
+    if not run.model.init_checkpoint:
+        raise ValueError("config.model.init_checkpoint is empty: name the checkpoint to open.")
+    task, pretrained = new_task(run)
+    model = task.build_model(layout)
+    assign(variables_by_name(model), pretrained.weights, pretrained.source)
+    return OpenedRun(run, task, model, {}, pretrained.source)
+
+
+def new_task(run: RunConfig) -> tuple[Task, Pretrained]:
+    """The task of a new run, and what its model starts from; raises ValueError as they do."""
+    pretrained = read_pretrained(run.model)
+    if pretrained.tokenizer is None:
+        raise ValueError(
+            f"{run.model.init_checkpoint} has no vocabulary beside it; name one with "
+            "config.model.vocab_file."
+        )
+    task = TASKS[run.task.name].from_data(run, pretrained.config, pretrained.tokenizer)
+    return task, pretrained
 
 
 def with_tuned(task: Task, metrics: dict[str, float]) -> Task:

@@ -30,7 +30,7 @@ from bert_tf.checkpoints import Pretrained
 from bert_tf.config import RunConfig, read_json, write_json
 from bert_tf.distribution import Accelerator
 from bert_tf.encoder import variables_by_name
-from bert_tf.optimization import Optimizer
+from bert_tf.optimization import Optimizer, moving
 from bert_tf.tasks.contract import Task, TrainingData
 from bert_tf.weights import assign, read_tensors, write_tensors
 
@@ -325,7 +325,7 @@ def start(
         weights = variables_by_name(model)
         optimizer = Optimizer(
             run.optimizer,
-            weights,
+            moving(run.optimizer, weights),
             total_steps,
             task.config.num_hidden_layers,
             loss_scaling=accelerator.dtype == "float16",

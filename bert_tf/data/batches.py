@@ -384,7 +384,7 @@ def gather_tokens(
 ) -> dict[str, tf.Tensor]:
     """Gathers rows [B] or [B, C] of the flat arrays of `Examples`, padded to `width`, S."""
     is_example = rows != NOT_AN_EXAMPLE  # [B]
-    present = tf.maximum(rows, 0)  # [B]; padding reads example 0, which has length 0 below
+    present = tf.maximum(rows, 0)  # [B]; padding reads row 0, which has length 0 below
     start = tf.gather(store["row_splits"], present)  # [B]
     length = tf.gather(store["row_splits"], present + 1) - start  # [B]
     length = tf.where(is_example, length, 0)  # [B]

@@ -18,7 +18,6 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from bert_tf.config import DataConfig
 from bert_tf.data import batches
@@ -34,6 +33,7 @@ from bert_tf.data.text import (
     source_rows,
     text_value,
 )
+from bert_tf.data.text_groups import TextGroups
 from bert_tf.data.tfds import Row
 
 FEWEST_CHOICES = 2
@@ -183,29 +183,10 @@ def label_number(value: Any, choices: list[bytes], where: str) -> int:  # noqa: 
 
 
 @dataclasses.dataclass(frozen=True)
-class ChoiceExamples(batches.Examples):
-    """Examples of C sequences each, all choices of the first one first; rows of `row_splits`: E C.
-
-    A batch has `token_ids`, `segment_ids` and `mask` int32 [B, C, S].
-    """
+class ChoiceExamples(TextGroups):
+    """Examples whose choices are read apart from each other: batches of [B, C, S]."""
 
     texts: ChoiceTexts
-
-    def __len__(self) -> int:
-        """Number of examples, E."""
-        return len(self.texts)
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Tokens of the longest choice of each example, int64 [E]."""
-        return super().lengths.reshape(len(self), -1).max(axis=1)
-
-    def sequences(self, rows: tf.Tensor) -> tf.Tensor:
-        """The numbers of the choices of the examples `rows` [B]: int64 [B, C]."""
-        count = self.texts.num_choices
-        numbers = rows[:, tf.newaxis] * count + tf.range(count, dtype=rows.dtype)  # [B, C]
-        is_example = rows[:, tf.newaxis] != batches.NOT_AN_EXAMPLE
-        return tf.where(is_example, numbers, batches.NOT_AN_EXAMPLE)
 
 
 def tokenize_choices(
@@ -227,4 +208,5 @@ def tokenize_choices(
     )
     rows = batches.tokenize(tokenizer, pairs, max_seq_length, {})
     targets = {} if texts.labels is None else {"label": np.array(texts.labels, np.int32)}
-    return ChoiceExamples(rows.token_ids, rows.segment_ids, rows.row_splits, targets, texts)
+    columns = rows.token_ids, rows.segment_ids, rows.row_splits
+    return ChoiceExamples(*columns, targets, texts.num_choices, texts)

@@ -13,8 +13,8 @@ import dataclasses
 import difflib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import tensorflow as tf
 from absl import logging
@@ -28,6 +28,9 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 SHOWN_CHARACTERS = 60  # of a value quoted in a message
 
 
+FIELDS = ("text_a", "text_b", "label", "index", "negative")  # of Columns, that name one
+
+
 @dataclasses.dataclass(frozen=True)
 class Columns:
     """Where the fields of an example are: column names, or numbers from 0; "" for none."""
@@ -39,6 +42,7 @@ class Columns:
     header: bool = True  # the first line of a TSV or CSV names the columns
     exact: bool = True  # each row must have as many columns as the first; False: those wanted
     skip_short_rows: bool = False  # leaves out and counts rows with too few columns
+    negative: str = ""  # a text that does not belong to text_a (dual encoder)
 
 
 # --------------------------------------------------------------------------------------------- rows
@@ -182,7 +186,7 @@ def numbers(count: int) -> list[str]:
 
 def check_unique(path: str, columns: Columns, names: list[str]) -> None:
     """Raises ValueError where a wanted name stands for two columns."""
-    for name in (columns.text_a, columns.text_b, columns.label, columns.index):
+    for name in (getattr(columns, field) for field in FIELDS):
         if names.count(name) > 1:
             raise ValueError(
                 f"{path} has {names.count(name)} columns {name!r}; rename all but one."
@@ -259,6 +263,7 @@ class TextExamples:
     ids: list[str] | None  # the `index` column where there is one
     source: str  # for messages
     lines: list[int]  # the line (tfds: record) where each example starts, from 1
+    negatives: list[bytes] | None = None  # the `negative` column where one is named
 
     def __len__(self) -> int:
         """Number of examples, E."""
@@ -267,6 +272,26 @@ class TextExamples:
     def where(self, example: int) -> str:
         """Place of an example, for messages."""
         return place(self.source, self.lines[example])
+
+    def take(self, rows: Sequence[int]) -> TextExamples:
+        """Some of the examples, by number."""
+        return TextExamples(
+            [self.text_a[row] for row in rows],
+            chosen(self.text_b, rows),
+            chosen(self.labels, rows),
+            chosen(self.ids, rows),
+            self.source,
+            [self.lines[row] for row in rows],
+            chosen(self.negatives, rows),
+        )
+
+
+Value = TypeVar("Value")
+
+
+def chosen(values: list[Value] | None, rows: Sequence[int]) -> list[Value] | None:
+    """The values of some rows, where there are any."""
+    return None if values is None else [values[row] for row in rows]
 
 
 def place(source: str, line: int) -> str:
@@ -299,6 +324,7 @@ def read_examples(
     text_b: list[bytes] = []
     labels: list[str] = []
     ids: list[str] = []
+    negatives: list[bytes] = []
     for line, row in source_rows(source, columns, data_dir):
         found = found or find_columns(columns, row, source, require_labels)
         where = place(source, line)
@@ -310,6 +336,8 @@ def read_examples(
             labels.append(label_value(row, found.label, where))
         if found.index:
             ids.append(label_value(row, found.index, where))
+        if found.negative:
+            negatives.append(text_value(row, found.negative, where))
     if found is None:
         raise ValueError(f"{source} holds no examples; is it the right file?")
     return TextExamples(
@@ -319,6 +347,7 @@ def read_examples(
         ids if found.index else None,
         source,
         lines,
+        negatives if found.negative else None,
     )
 
 
@@ -329,7 +358,7 @@ def find_columns(columns: Columns, row: Row, source: str, require_labels: bool) 
         ValueError: a wanted column is not there.
     """
     found: dict[str, Any] = {}
-    for field in ("text_a", "text_b", "label", "index"):
+    for field in FIELDS:
         wanted = getattr(columns, field)
         found[field] = find_column(wanted, list(row))
         optional = field == "index" or (field == "label" and not require_labels)

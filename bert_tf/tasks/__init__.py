@@ -8,6 +8,8 @@ from typing import Any
 from bert_tf.tasks.classification import ClassificationTask
 from bert_tf.tasks.classification_answers import ClassificationAnswers
 from bert_tf.tasks.contract import Answers, Task
+from bert_tf.tasks.dual_encoder import DualEncoderTask
+from bert_tf.tasks.dual_encoder_answers import DualEncoderAnswers
 from bert_tf.tasks.multiple_choice import MultipleChoiceTask
 from bert_tf.tasks.multiple_choice_answers import MultipleChoiceAnswers
 from bert_tf.tasks.pretraining import PretrainingTask
@@ -18,6 +20,7 @@ from bert_tf.tasks.tagging_answers import TaggingAnswers
 
 TASKS: dict[str, type[Task]] = {
     "classification": ClassificationTask,
+    "dual_encoder": DualEncoderTask,
     "multiple_choice": MultipleChoiceTask,
     "pretraining": PretrainingTask,
     "question_answering": QuestionAnsweringTask,
@@ -26,6 +29,7 @@ TASKS: dict[str, type[Task]] = {
 # Pre-training has none: its model is there to be fine-tuned.
 ANSWERS: dict[str, Callable[[Any], Answers]] = {
     "classification": ClassificationAnswers,
+    "dual_encoder": DualEncoderAnswers,
     "multiple_choice": MultipleChoiceAnswers,
     "question_answering": QuestionAnsweringAnswers,
     "tagging": TaggingAnswers,

@@ -27,6 +27,7 @@ from bert_tf.encoder import BertEncoder, Layout, OutputLayer, PaddedLayout
 from bert_tf.spans import OUTSIDE, is_span_tag, span_scores, split_tag
 from bert_tf.tasks import viterbi
 from bert_tf.tasks.contract import Features
+from bert_tf.tasks.feature_tagger import FeatureTagger, check_features
 from bert_tf.tokenization import Tokenizer
 
 LABELS_FILE = "labels.json"
@@ -185,7 +186,7 @@ class TaggingTask:
     tokenizer: Tokenizer
     tags: Tags
 
-    fresh_weights = ("output_weights", "output_bias")
+    fresh_weights = ("output_weights", "output_bias", "tagger/")
     terms = ("loss",)
 
     @classmethod
@@ -211,10 +212,12 @@ class TaggingTask:
         """Writes what `from_folder` reads."""
         self.tags.save(os.path.join(folder, LABELS_FILE))
 
-    def build_model(self, layout: type[Layout] = PaddedLayout) -> Tagger:
+    def build_model(self, layout: type[Layout] = PaddedLayout) -> Tagger | FeatureTagger:
         """A model with fresh weights, to be called inside `strategy.scope()`."""
         run = self.run
         tags = len(self.tags.names)
+        if run.task.feature_layers:
+            return FeatureTagger(self.config, tags, run.task, layout)
         return Tagger(self.config, tags, run.task.dropout, layout, run.model.recompute)
 
     def text(self, split: str) -> TaggedText:
@@ -360,6 +363,7 @@ def read_text(run: RunConfig, tokenizer: Tokenizer, split: str) -> TaggedText:
 def check_settings(run: RunConfig, config: BertConfig) -> None:
     """Raises ValueError for settings of the task that cannot work, before any data is read."""
     run.data.check_length(config)
+    check_features(run.task, run.optimizer.frozen, config)
     windows.window_shape(run.data)
     if run.task.glue or run.data.text_b:
         raise ValueError(
