@@ -7,7 +7,6 @@ import difflib
 import logging as python_logging
 import os
 import sys
-import time
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -22,8 +21,6 @@ from bert_tf.training import NonFiniteLoss, Preempted
 EXIT_USER_ERROR = 1
 EXIT_NON_FINITE = 2
 EXIT_PREEMPTED = 143  # 128 + SIGTERM: schedulers start such a job again
-BAR_WIDTH = 30  # characters
-BAR_SECONDS, LOG_SECONDS = 0.2, 10.0  # between two looks: on a terminal, in a log
 
 
 def recipe(run: RunConfig) -> ConfigDict:
@@ -113,43 +110,3 @@ def log_plainly() -> None:
     handler = logging.get_absl_handler()
     handler.setFormatter(python_logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     tf.get_logger().setLevel("ERROR")
-
-
-class Progress:
-    """How far a long job is: a bar on a terminal, else a log line now and then."""
-
-    def __init__(self, count: int, unit: str) -> None:
-        """`count` of `unit` are to be done."""
-        self.count, self.unit, self.done = count, unit, 0
-        self.is_terminal = sys.stderr.isatty()
-        self.started = self.shown = time.monotonic()
-
-    def add(self, done: int) -> None:
-        """Says that `done` more are done."""
-        self.done += done
-        now = time.monotonic()
-        pause = BAR_SECONDS if self.is_terminal else LOG_SECONDS
-        if self.done < self.count and now - self.shown < pause:
-            return
-        self.shown = now
-        line = progress_line(self.done, self.count, self.unit, max(now - self.started, 1e-9))
-        if self.is_terminal:
-            end = "\n" if self.done == self.count else ""
-            bar = progress_bar(self.done, self.count)
-            print(f"\r{bar} {line}", end=end, file=sys.stderr, flush=True)
-        else:
-            logging.info("%s", line)
-
-
-def progress_bar(number: int, count: int) -> str:
-    """Such as `[#########.....................]`."""
-    done = BAR_WIDTH * number // count
-    return f"[{'#' * done}{'.' * (BAR_WIDTH - done)}]"
-
-
-def progress_line(number: int, count: int, unit: str, seconds: float) -> str:
-    """Such as `30,000 of 100,000 texts, 400/s, 2:55 left`, of constant width."""
-    minutes, left = divmod(round(seconds / number * (count - number)), 60)
-    done = f"{number:,}".rjust(len(f"{count:,}"))
-    speed = f"{number / seconds:,.0f}/s"
-    return f"{done} of {count:,} {unit}, {speed:>8}, {minutes:>3}:{left:02d} left"

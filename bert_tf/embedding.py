@@ -106,7 +106,7 @@ class Embedder:
         return np.stack(vectors) if vectors else np.zeros((0, self.size), np.float32)
 
     def stream(
-        self, texts: Iterable[str | bytes], report: Callable[[int], None] = lambda count: None
+        self, texts: Iterable[str | bytes], report: Callable[[int], object] = lambda count: None
     ) -> Iterator[np.ndarray]:
         """The vector [F], or vectors [pieces, F], of each text, in their order.
 
@@ -127,7 +127,7 @@ class Embedder:
         return itertools.pairwise([0, *(np.flatnonzero(np.diff(parts)) + 1), len(lengths)])
 
     def embed_rows(
-        self, packed: tf.RaggedTensor, report: Callable[[int], None]
+        self, packed: tf.RaggedTensor, report: Callable[[int], object]
     ) -> list[np.ndarray]:
         """The vectors of token ids int32 [N, (pieces)]."""
         tokenizer = self.encoder.tokenizer

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
+import tqdm
 from absl import flags
 
 import bert_tf
@@ -78,13 +79,15 @@ def extract(embedder: Embedder, count: int, ending: str) -> None:
     tf.io.gfile.makedirs(os.path.dirname(OUTPUT.value) or ".")
     temporary = f"{OUTPUT.value}.tmp"
     with open_output(temporary, ending, (count, embedder.size)) as write:
-        vectors = embedder.stream(texts(), command_line.Progress(count, "texts").add)
+        progress = tqdm.tqdm(total=count, unit=" texts", mininterval=1.0)
+        vectors = embedder.stream(texts(), progress.update)
         if embedder.config.pooling == "none":
             rows: Iterator[Row] = zip(texts(), vectors, pieces(embedder), strict=True)
         else:
             rows = ((text, vector, None) for text, vector in zip(texts(), vectors, strict=True))
         for row in rows:
             write(*row)
+        progress.close()
     tf.io.gfile.rename(temporary, OUTPUT.value, overwrite=True)
 
 
