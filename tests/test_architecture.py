@@ -69,6 +69,7 @@ MODULES = {
     "tensorflow-text": "tensorflow_text",
     "tf_keras": "tf_keras",
     "tokenizers": "tokenizers",
+    "tqdm": "tqdm",
     "protobuf": "google",  # comes with every build of TensorFlow, whose files are its messages
 }
 
