@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from bert_tf import distribution, run_folder, training
+from bert_tf import distillation, distribution, run_folder, training
 from bert_tf.checkpoints import read_pretrained
 from bert_tf.config import RunConfig
 from bert_tf.restore import OpenedRun, open_run
@@ -40,12 +40,12 @@ def train(run: RunConfig, workdir: str, restarts: int = 1) -> dict[str, float]:
         )
     accelerator = connect(run)
     if restarts == 1:
-        return train_once(run, workdir, accelerator)
+        return train_once(run, workdir, accelerator, home=workdir)
     results: list[dict[str, float]] = []
     for seed in range(run.train.seed, run.train.seed + restarts):
         logging.info("Seed %d (%d of %d).", seed, len(results) + 1, restarts)
         seeded = dataclasses.replace(run, train=dataclasses.replace(run.train, seed=seed))
-        metrics = train_once(seeded, os.path.join(workdir, f"seed-{seed}"), accelerator)
+        metrics = train_once(seeded, os.path.join(workdir, f"seed-{seed}"), accelerator, workdir)
         results.append({"seed": seed} | metrics)
     return keep_best(workdir, results, run.train.best_metric)
 
@@ -60,9 +60,9 @@ def connect(run: RunConfig) -> distribution.Accelerator:
 
 
 def train_once(
-    run: RunConfig, workdir: str, accelerator: distribution.Accelerator
+    run: RunConfig, workdir: str, accelerator: distribution.Accelerator, home: str
 ) -> dict[str, float]:
-    """One run in one folder."""
+    """One run in one folder; `home` has what all seeds share, such as a teacher's logits."""
     pretrained = read_pretrained(run.model)
     if pretrained.tokenizer is None:
         raise ValueError(
@@ -70,6 +70,7 @@ def train_once(
             "config.model.vocab_file."
         )
     task = TASKS[run.task.name].from_data(run, pretrained.config, pretrained.tokenizer)
+    task = distillation.with_teacher(task, home, accelerator)
     return training.train(run, workdir, accelerator, task, pretrained)
 
 
