@@ -320,7 +320,7 @@ def read_pretrained(model: ModelConfig) -> Pretrained:
                 f"config.model.{field}={getattr(model, field)!r} must be 'auto', 'true' or 'false'."
             )
     if not model.init_checkpoint:
-        return random_start(model)
+        return first_layers(random_start(model), model.num_layers)
     checkpoint = read_checkpoint(model.init_checkpoint)
     config = checkpoint.config
     if model.bert_config:
@@ -345,8 +345,31 @@ def read_pretrained(model: ModelConfig) -> Pretrained:
                 model.init_checkpoint,
             )
         tokenizer = make_tokenizer(vocab_file, config, **casing)
-    return Pretrained(
+    found = Pretrained(
         with_dropout(config, model), tokenizer, checkpoint.weights, model.init_checkpoint
+    )
+    return first_layers(found, model.num_layers)
+
+
+def first_layers(pretrained: Pretrained, count: int) -> Pretrained:
+    """The model without the layers above the first `count`; 0 leaves it as it is.
+
+    Raises:
+        ValueError: it has fewer layers.
+    """
+    layers = pretrained.config.num_hidden_layers
+    if not 0 <= count <= layers:
+        raise ValueError(
+            f"config.model.num_layers={count} must be from 1 to {layers}, the layers of "
+            f"{pretrained.source or 'bert_config'}; 0 takes all of them."
+        )
+    if count in (0, layers):
+        return pretrained
+    dropped = tuple(f"bert/encoder/layer_{number}/" for number in range(count, layers))
+    return dataclasses.replace(
+        pretrained,
+        config=dataclasses.replace(pretrained.config, num_hidden_layers=count),
+        weights={k: v for k, v in pretrained.weights.items() if not k.startswith(dropped)},
     )
 
 

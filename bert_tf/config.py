@@ -161,6 +161,7 @@ class ModelConfig:
     hidden_dropout: float = -1.0  # -1: the checkpoint's own rate
     attention_dropout: float = -1.0
     recompute: bool = False  # activations, in the backward pass: less memory, a third more time
+    num_layers: int = 0  # only the first layers of init_checkpoint, for a smaller model; 0: all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,6 +300,17 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DistillationConfig:
+    """A teacher for classification and tagging: a trained run, whose answers are learnt, too."""
+
+    teacher: str = ""  # its run folder; "": there is none
+    temperature: float = 1.0  # T: above 1 it makes the teacher's probabilities softer
+    alpha: float = 1.0  # share of the teacher in the loss, the rest is the labels' (Turc et al.: 1)
+    unlabelled: str = ""  # more texts for the teacher, files like data.train, with commas between
+    cache: str = ""  # folder of the teacher's logits; "": `teacher` in the run folder
+
+
+@dataclasses.dataclass(frozen=True)
 class RuntimeConfig:
     """What it runs on."""
 
@@ -317,6 +329,7 @@ class RunConfig:
     task: TaskConfig = dataclasses.field(default_factory=TaskConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    distillation: DistillationConfig = dataclasses.field(default_factory=DistillationConfig)
     runtime: RuntimeConfig = dataclasses.field(default_factory=RuntimeConfig)
 
     def to_dict(self) -> dict[str, Any]:

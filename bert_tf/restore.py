@@ -44,18 +44,7 @@ def open_run(workdir: str, layout: type[Layout] = PaddedLayout) -> OpenedRun:
             was trained yet.
     """
     run = run_folder.read_run(workdir)
-    if run.task.name not in TASKS:
-        raise ValueError(
-            f"{workdir} is a run of the task {run.task.name!r}; this version knows "
-            f"{', '.join(TASKS)}."
-        )
-    step_folder = trained_step(workdir)
-    task = TASKS[run.task.name].from_folder(
-        run,
-        BertConfig.from_file(os.path.join(workdir, "bert_config.json")),
-        Tokenizer.load(workdir),
-        workdir,
-    )
+    task, step_folder = read_task(run, workdir), trained_step(workdir)
     model = task.build_model(layout)
     # The optimizer's slots, which lie beside the weights in checkpoints/, are left out.
     weights = read_weights(os.path.join(step_folder, "model.ckpt"))
@@ -102,6 +91,21 @@ def new_task(run: RunConfig) -> tuple[Task, Pretrained]:
         )
     task = TASKS[run.task.name].from_data(run, pretrained.config, pretrained.tokenizer)
     return task, pretrained
+
+
+def read_task(run: RunConfig, workdir: str) -> Task:
+    """The task of the run in a folder; raises ValueError where something of it is missing."""
+    if run.task.name not in TASKS:
+        raise ValueError(
+            f"{workdir} is a run of the task {run.task.name!r}; this version knows "
+            f"{', '.join(TASKS)}."
+        )
+    return TASKS[run.task.name].from_folder(
+        run,
+        BertConfig.from_file(os.path.join(workdir, "bert_config.json")),
+        Tokenizer.load(workdir),
+        workdir,
+    )
 
 
 def with_tuned(task: Task, metrics: dict[str, float]) -> Task:

@@ -43,6 +43,7 @@ FREE_FIELDS = (
     "train.save_every",
     "train.keep_checkpoints",
     "train.eval_batch_size",
+    "distillation.cache",
 )
 
 
@@ -97,7 +98,9 @@ def has_saved(workdir: str) -> bool:
 
 def check_same_run(path: str, run: RunConfig) -> None:
     """Raises ValueError naming the fields in which the run at `path` differs from `run`."""
-    before, now = flatten(read_json(path)), flatten(run.to_dict())
+    # Fields that are newer than the run have their defaults there.
+    there = RunConfig.from_dict(read_json(path))
+    before, now = flatten(there.to_dict()), flatten(run.to_dict())
     changed = [
         f"config.{key}: {before.get(key)!r} there, {now.get(key)!r} here"
         for key in sorted(before.keys() | now.keys())

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from bert_tf import distribution, run_folder, training
+from bert_tf import distillation, distribution, run_folder, training
 from bert_tf.config import RunConfig
 from bert_tf.encoder import Layout
 from bert_tf.restore import OpenedRun, new_task, open_checkpoint, open_run
@@ -39,12 +39,12 @@ def train(run: RunConfig, workdir: str, restarts: int = 1) -> dict[str, float]:
     check_task(run)
     accelerator = connect(run)
     if restarts == 1:
-        return train_once(run, workdir, accelerator)
+        return train_once(run, workdir, accelerator, home=workdir)
     results: list[dict[str, float]] = []
     for seed in range(run.train.seed, run.train.seed + restarts):
         logging.info("Seed %d (%d of %d).", seed, len(results) + 1, restarts)
         seeded = dataclasses.replace(run, train=dataclasses.replace(run.train, seed=seed))
-        metrics = train_once(seeded, os.path.join(workdir, f"seed-{seed}"), accelerator)
+        metrics = train_once(seeded, os.path.join(workdir, f"seed-{seed}"), accelerator, workdir)
         results.append({"seed": seed} | metrics)
     return keep_best(workdir, results, run.train.best_metric)
 
@@ -67,10 +67,11 @@ def connect(run: RunConfig) -> distribution.Accelerator:
 
 
 def train_once(
-    run: RunConfig, workdir: str, accelerator: distribution.Accelerator
+    run: RunConfig, workdir: str, accelerator: distribution.Accelerator, home: str
 ) -> dict[str, float]:
-    """One run in one folder."""
+    """One run in one folder; `home` has what all seeds share, such as a teacher's logits."""
     task, pretrained = new_task(run)
+    task = distillation.with_teacher(task, home, accelerator)
     return training.train(run, workdir, accelerator, task, pretrained)
 
 

@@ -41,6 +41,7 @@ LAYERS = {
     "data": 2,
     "tasks": 3,
     "command_line": 4,
+    "distillation": 4,
     "export": 4,
     "masked_words": 4,
     "prediction": 4,

@@ -102,6 +102,21 @@ def test_a_run(tmp_path: pathlib.Path) -> None:
         np.testing.assert_array_equal(value, saved[name], err_msg=name)
 
 
+def test_the_first_layers_alone() -> None:
+    whole = read_pretrained(ModelConfig(init_checkpoint=str(TINY)))
+    pretrained = read_pretrained(ModelConfig(init_checkpoint=str(TINY), num_layers=1))
+    assert whole.config.num_hidden_layers == 2
+    assert pretrained.config.num_hidden_layers == 1
+    upper = {name for name in whole.weights if name.startswith("bert/encoder/layer_1/")}
+    assert len(upper) == 16
+    assert pretrained.weights.keys() == whole.weights.keys() - upper
+    all_layers = read_pretrained(ModelConfig(init_checkpoint=str(TINY), num_layers=2))
+    assert all_layers.weights.keys() == whole.weights.keys()
+    for count in (-1, 3):
+        with pytest.raises(ValueError, match=f"num_layers={count} must be from 1 to 2"):
+            read_pretrained(ModelConfig(init_checkpoint=str(TINY), num_layers=count))
+
+
 # ------------------------------------------------------------------------------- what may be absent
 
 

@@ -199,6 +199,19 @@ def test_another_run_in_the_folder_is_refused(tmp_path: pathlib.Path) -> None:
         run_tiny(tiny_run(tmp_path, train={"steps": 3}), tmp_path / "run")
 
 
+def test_fields_that_are_newer_than_a_run_have_their_defaults_there(tmp_path: pathlib.Path) -> None:
+    run = tiny_run(tmp_path)
+    values = run.to_dict()
+    del values["distillation"], values["train"]["keep_checkpoints"], values["model"]["num_layers"]
+    (tmp_path / "run.json").write_text(json.dumps(values))
+    run_folder.check_same_run(str(tmp_path / "run.json"), run)
+    other = dataclasses.replace(run, model=dataclasses.replace(run.model, num_layers=1))
+    with pytest.raises(
+        ValueError, match=r"another run: config\.model\.num_layers: 0 there, 1 here"
+    ):
+        run_folder.check_same_run(str(tmp_path / "run.json"), other)
+
+
 def test_other_data_are_refused_on_resuming(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

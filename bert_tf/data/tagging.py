@@ -51,6 +51,14 @@ class TaggedText:
         """What belongs to each word [R], by text."""
         return [list(tags[first:end]) for first, end in self.word_ranges()]
 
+    def words(self) -> list[list[str]]:
+        """The words of each text, as they stand in it."""
+        starts, ends = self.starts.tolist(), self.ends.tolist()
+        return [
+            [text[starts[word] : ends[word]] for word in range(first, end)]
+            for text, (first, end) in zip(self.texts, self.word_ranges(), strict=True)
+        ]
+
     def word_ranges(self) -> Iterator[tuple[int, int]]:
         """First word and the one behind the last, of each text."""
         places = self.words_of.tolist()
@@ -237,4 +245,21 @@ def cut_examples(
     segment_ids = np.zeros_like(token_ids)
     return TaggedExamples(
         token_ids, segment_ids, row_splits, targets, text, decided.words, deciding, slots
+    )
+
+
+def joined(parts: Sequence[Examples]) -> Examples:
+    """Windows, one after the other: targets [M, W, ...] get the largest W, filled with 0."""
+    widest = max(part.targets["first_pieces"].shape[1] for part in parts)
+    targets = {}
+    for name in parts[0].targets:
+        grids = [part.targets[name] for part in parts]
+        missing = [(0, 0), (0, widest)] + [(0, 0)] * (grids[0].ndim - 2)
+        targets[name] = np.concatenate([np.pad(grid, missing)[:, :widest] for grid in grids])
+    lengths = np.concatenate([part.lengths for part in parts])
+    return Examples(
+        np.concatenate([part.token_ids for part in parts]),
+        np.concatenate([part.segment_ids for part in parts]),
+        running_total(lengths),
+        targets,
     )

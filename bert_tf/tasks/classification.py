@@ -9,7 +9,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow as tf
@@ -281,7 +281,7 @@ class ClassificationTask:
 
     # Heads that a pre-trained checkpoint does not bring: they start from fresh weights.
     fresh_weights = ("output_weights", "output_bias", "bert/pooler")
-    terms = ("loss",)
+    terms: ClassVar[tuple[str, ...]] = ("loss",)
 
     @classmethod
     def from_data(

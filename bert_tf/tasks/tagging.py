@@ -11,6 +11,7 @@ import collections
 import dataclasses
 import os
 from collections.abc import Mapping
+from typing import ClassVar
 
 import numpy as np
 import tensorflow as tf
@@ -187,7 +188,7 @@ class TaggingTask:
     tags: Tags
 
     fresh_weights = ("output_weights", "output_bias", "tagger/")
-    terms = ("loss",)
+    terms: ClassVar[tuple[str, ...]] = ("loss",)
 
     @classmethod
     def from_data(cls, run: RunConfig, config: BertConfig, tokenizer: Tokenizer) -> TaggingTask:
@@ -233,9 +234,12 @@ class TaggingTask:
             )
         return self.cut(text)
 
-    def training_data(self) -> TaggedExamples:
-        """The windows to train on; with `split_words`, every part of a word has a label."""
-        text = self.text("train")
+    def training_data(self) -> batches.Examples:
+        """The windows to train on."""
+        return self.learnt(self.text("train"))
+
+    def learnt(self, text: TaggedText) -> TaggedExamples:
+        """Windows with their labels; with `split_words`, every part of a word has one."""
         if not self.run.task.split_words:
             return self.cut(text)
         labels = self.tags.encode(text)

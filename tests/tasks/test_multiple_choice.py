@@ -51,6 +51,7 @@ def choice_run(folder: pathlib.Path, **changes: Any) -> RunConfig:
     data = {name: str(path) for name, path in files.items()}
     values: dict[str, Any] = {
         "data": data | {"text_a": "context", "text_b": "start"},
+        "model": {"num_layers": 1},
         "task": {"name": "multiple_choice"},
         "optimizer": {"learning_rate": 3e-3},
         "train": {"steps": 40, "save_every": 20, "log_every": 10},
