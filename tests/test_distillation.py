@@ -235,6 +235,7 @@ def test_a_run_that_goes_on_does_not_ask_the_teacher_again(
         assert (stopped / name).read_bytes() == (distilled.workdir / name).read_bytes()
 
 
+@pytest.mark.slow  # every replica is traced
 def test_two_replicas_make_the_steps_of_one(tmp_path: pathlib.Path, teacher: str) -> None:
     run = student_run(
         tmp_path,

@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import pathlib
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -16,6 +14,7 @@ import tensorflow as tf
 import bert_tf
 from bert_tf import embedding
 from bert_tf.embedding import EmbeddingConfig
+from tests.test_scripts import Outcome, run_script
 from tests.tiny_run import CHECKPOINT
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
@@ -157,16 +156,8 @@ def test_minilm_gives_the_vectors_of_sentence_transformers(minilm: str) -> None:
     np.testing.assert_allclose(vectors, golden["vectors"], rtol=0.0, atol=1e-5)
 
 
-def extract(*flags: str) -> subprocess.CompletedProcess[str]:
-    script = str(REPOSITORY / "scripts" / "extract_features.py")
-    return subprocess.run(
-        [sys.executable, script, f"--checkpoint={CHECKPOINT}", *flags],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-        env={"PYTHONPATH": str(REPOSITORY), "TF_CPP_MIN_LOG_LEVEL": "3", "PATH": "/usr/bin:/bin"},
-    )
+def extract(*flags: str) -> Outcome:
+    return run_script("extract_features", f"--checkpoint={CHECKPOINT}", *flags)
 
 
 def test_files(encoder: bert_tf.BertEncoder, tmp_path: pathlib.Path) -> None:
@@ -174,7 +165,7 @@ def test_files(encoder: bert_tf.BertEncoder, tmp_path: pathlib.Path) -> None:
     (tmp_path / "in.txt").write_text("\n".join(TEXTS) + "\n")
     source = f"--input={tmp_path}/in.txt"
     done = extract(source, f"--output={tmp_path}/out.npy")
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.stderr
     expected = encoder.embed(TEXTS)
     made = np.load(tmp_path / "out.npy")
     assert made.dtype == np.float32
@@ -182,7 +173,7 @@ def test_files(encoder: bert_tf.BertEncoder, tmp_path: pathlib.Path) -> None:
     assert "5/5" in done.stderr
 
     done = extract(source, f"--output={tmp_path}/out.jsonl", "--pooling=none")
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.stderr
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [line["text"] for line in lines] == TEXTS
     assert lines[2]["tokens"] == ["[CLS]", "a", "dog", "[SEP]"]
@@ -192,7 +183,7 @@ def test_files(encoder: bert_tf.BertEncoder, tmp_path: pathlib.Path) -> None:
     done = extract(
         source, f"--output={tmp_path}/new/out.tfrecord", "--layers=-1,-2", "--pooling=none"
     )
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.stderr
     records = list(tf.data.TFRecordDataset(str(tmp_path / "new/out.tfrecord")).as_numpy_iterator())
     features = tf.train.Example.FromString(records[2]).features.feature
     assert list(features["tokens"].bytes_list.value) == [b"[CLS]", b"a", b"dog", b"[SEP]"]
@@ -206,6 +197,6 @@ def test_files(encoder: bert_tf.BertEncoder, tmp_path: pathlib.Path) -> None:
 def test_a_mistake_of_the_script(tmp_path: pathlib.Path) -> None:
     (tmp_path / "in.txt").write_text("a\n")
     done = extract(f"--input={tmp_path}/in.txt", f"--output={tmp_path}/out.npy", "--pooling=none")
-    assert done.returncode == 1
+    assert done.code == 1
     assert "write .tfrecord or .jsonl" in done.stderr
     assert "Traceback" not in done.stderr

@@ -16,7 +16,7 @@ from tests.tiny_questions import tiny_question_run, write_questions
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
 
-@pytest.mark.parametrize("no_answer", [False, True])
+@pytest.mark.parametrize("no_answer", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_train_evaluate_predict_export(tmp_path: pathlib.Path, no_answer: bool) -> None:
     run = tiny_question_run(
         tmp_path, no_answer, train={"steps": 4, "deterministic": False}, runtime=HERE

@@ -82,7 +82,7 @@ def split_run(folder: pathlib.Path, optimizer: str, accumulation: int) -> run_fo
     ("optimizer", "replicas", "accumulation"),
     [
         ("sgd", 2, 2),
-        ("adamw", 2, 1),
+        pytest.param("adamw", 2, 1, marks=pytest.mark.slow),
         # Each replica is traced again, so the others wait for a run with time.
         pytest.param("sgd", 1, 4, marks=pytest.mark.slow),
         pytest.param("sgd", 1, 2, marks=pytest.mark.slow),

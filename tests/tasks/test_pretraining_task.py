@@ -251,7 +251,9 @@ def test_records_are_not_packed(tmp_path: pathlib.Path) -> None:
         task_of(run).training_data()
 
 
-@pytest.mark.parametrize(("make_run", "died_at"), [(run_of, 5), slow(run_of, 8), (packed_run, 8)])
+@pytest.mark.parametrize(
+    ("make_run", "died_at"), [slow(run_of, 5), slow(run_of, 8), (packed_run, 8)]
+)
 def test_a_resumed_run_ends_with_the_same_bits(
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -241,7 +241,9 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(
     assert metrics[0] == metrics[1]
 
 
-@pytest.mark.parametrize("write", [write_tf1, write_hugging_face])
+@pytest.mark.parametrize(
+    "write", [write_tf1, pytest.param(write_hugging_face, marks=pytest.mark.slow)]
+)
 def test_heads_of_published_checkpoints_are_taken_over(tmp_path: pathlib.Path, write: Any) -> None:
     """`cls/squad/output_weights` of the original release, `qa_outputs.weight` of Hugging Face."""
     checkpoint = read_checkpoint(str(CHECKPOINT))
