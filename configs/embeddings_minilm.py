@@ -8,9 +8,9 @@ Files:   scripts/quickstart.sh fetches the weights (6 layers x 384, uncased); th
          --config.task.glue='' --config.data.train=pairs.jsonl --config.data.dev=scored.tsv, with
          the columns below, and config.data.negative for a column of hard negatives.
 Device:  any; the 1,406 training pairs with a score of at least 4, 1 epoch, 22 steps.
-Hours:   not measured yet.
-Score:   Spearman correlation of cosine and score on dev: 0.867 before any training (RESULTS.md),
-         after it not run yet.
+Hours:   0.03: CPU time on two cores without bfloat16.
+Score:   Spearman correlation of cosine and score on dev: 0.867 before any training,
+         0.869 after it (RESULTS.md): the weights have seen a billion pairs before.
 """
 
 from ml_collections import ConfigDict
