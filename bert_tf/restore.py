@@ -13,6 +13,7 @@ from bert_tf.config import BertConfig, RunConfig
 from bert_tf.encoder import Layout, PaddedLayout, variables_by_name
 from bert_tf.tasks import TASKS
 from bert_tf.tasks.contract import Task
+from bert_tf.tasks.multi_task import MultiTask, under
 from bert_tf.tokenization import Tokenizer
 from bert_tf.weights import assign, read_weights
 
@@ -72,8 +73,27 @@ def open_run(workdir: str, layout: type[Layout] = PaddedLayout) -> OpenedRun:
     return OpenedRun(run, task, model, progress.best, step_folder)
 
 
+def narrow(opened: OpenedRun, name: str) -> OpenedRun:
+    """One task of a run of several, as if it were alone; raises ValueError where there is none."""
+    task = opened.task
+    names = list(task.parts) if isinstance(task, MultiTask) else []
+    if not isinstance(task, MultiTask) or name not in names:
+        known = (
+            f"has the tasks {', '.join(names)}" if names else "is of one task alone; leave it out"
+        )
+        raise ValueError(f"--task={name} is no task of this run, which {known}.")
+    part = task.parts[name]
+    metrics = under(name, opened.metrics) | {"step": opened.metrics.get("step", 0)}
+    return dataclasses.replace(
+        opened, run=part.run, task=part, model=opened.model.parts[name], metrics=metrics
+    )
+
+
 def with_tuned(task: Task, metrics: dict[str, float]) -> Task:
     """The task with what the best evaluation tuned: its fields that have a metric's name."""
+    if isinstance(task, MultiTask):
+        tuned = {name: with_tuned(part, under(name, metrics)) for name, part in task.parts.items()}
+        return dataclasses.replace(task, parts=tuned)
     names = {field.name for field in dataclasses.fields(task)} & metrics.keys()
     return dataclasses.replace(task, **{name: metrics[name] for name in names})
 

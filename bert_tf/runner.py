@@ -13,7 +13,7 @@ from absl import logging
 from bert_tf import distribution, run_folder, training
 from bert_tf.checkpoints import read_pretrained
 from bert_tf.config import RunConfig
-from bert_tf.restore import OpenedRun, open_run
+from bert_tf.restore import OpenedRun, narrow, open_run
 from bert_tf.tasks import TASKS
 from bert_tf.tasks.contract import Task
 from bert_tf.training import Evaluator
@@ -114,6 +114,11 @@ class Session:
         task, run = self.opened.task, self.opened.run
         if source is None:
             return task
+        if run.tasks:
+            raise ValueError(
+                f"--input={source} is for one of the tasks {', '.join(sorted(run.tasks))}; say for "
+                "which with --task=NAME."
+            )
         # A file of the user's own has the columns of the recipe, not the layout of a GLUE folder.
         values = run.to_dict()
         values["data"][split] = source
@@ -121,8 +126,13 @@ class Session:
         return dataclasses.replace(task, run=RunConfig.from_dict(values))
 
 
-def open_session(workdir: str, accelerator: str | None = None) -> Session:
-    """Opens a trained run folder on the devices that its recipe, or `accelerator`, names."""
+def open_session(
+    workdir: str, accelerator: str | None = None, task_name: str | None = None
+) -> Session:
+    """Opens a trained run folder on the devices that its recipe, or `accelerator`, names.
+
+    `task_name` opens one task of a run of several as if it were alone.
+    """
     run = run_folder.read_run(workdir)
     if accelerator is not None:
         runtime = dataclasses.replace(run.runtime, accelerator=accelerator)
@@ -130,4 +140,6 @@ def open_session(workdir: str, accelerator: str | None = None) -> Session:
     connected = connect(run)
     with connected.strategy.scope():
         opened = open_run(workdir, connected.layout)
-    return Session(opened, Evaluator(run, connected, opened.task, opened.model))
+    if task_name is not None:
+        opened = narrow(opened, task_name)
+    return Session(opened, Evaluator(opened.run, connected, opened.task, opened.model))

@@ -2,6 +2,8 @@
 
 python scripts/evaluate.py --workdir=runs/sst2
 python scripts/evaluate.py --workdir=runs/sst2 --split=test --input=more_reviews.tsv
+
+Of a run of several tasks it measures all, or the one that --task names.
 """
 
 from __future__ import annotations
@@ -16,12 +18,13 @@ from bert_tf.data import glue
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 SPLIT = flags.DEFINE_enum("split", "dev", glue.SPLITS, "What to measure; *_mismatched is MNLI's.")
 INPUT = flags.DEFINE_string("input", None, "A labelled file instead of the run's own split.")
+TASK = flags.DEFINE_string("task", None, "One task of a run of several (default: all of them).")
 ACCELERATOR = flags.DEFINE_string("accelerator", None, "auto, cpu, gpu or tpu.")
 
 
 def main(unused_argv: list[str]) -> None:
     """Measures as the flags say."""
-    session = runner.open_session(WORKDIR.value, ACCELERATOR.value)
+    session = runner.open_session(WORKDIR.value, ACCELERATOR.value, TASK.value)
     task = session.task_for(SPLIT.value, INPUT.value)
     examples = task.examples(SPLIT.value)
     if not examples.targets:
@@ -34,7 +37,8 @@ def main(unused_argv: list[str]) -> None:
         print(f"{name}: {value:.4f}")
     print(f"on {len(examples):,} examples, with the weights of {session.opened.weights_from}")
     if INPUT.value is None:
-        path = os.path.join(WORKDIR.value, f"eval_{SPLIT.value}.json")
+        of_task = f"_{TASK.value}" if TASK.value else ""
+        path = os.path.join(WORKDIR.value, f"eval_{SPLIT.value}{of_task}.json")
         run_folder.write_json(path, metrics | {"examples": len(examples)})
 
 

@@ -41,8 +41,12 @@ def report(version_folder: str, workdir: str) -> str:
             lines += [f"    {kind:8}{key}: {spec}" for key, spec in specs.items()]
     folder = os.path.abspath(os.path.dirname(version_folder))
     name = os.path.basename(workdir)
-    texts = dict.fromkeys(signatures[serving.TEXT_SIGNATURE]["inputs"], "some text")
-    request = json.dumps({"instances": [texts]})
+    asked = (
+        serving.TEXT_SIGNATURE if serving.TEXT_SIGNATURE in signatures else next(iter(signatures))
+    )
+    named = {} if asked == serving.TEXT_SIGNATURE else {"signature_name": asked}
+    texts = dict.fromkeys(signatures[asked]["inputs"], "some text")
+    request = json.dumps(named | {"instances": [texts]})
     return "\n".join(
         [
             *lines,

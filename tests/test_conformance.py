@@ -125,7 +125,7 @@ class SpanModel(tf.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.model = question_answering.SpanModel(CONFIG)
+        self.model = question_answering.SpanModel(BertEncoder(CONFIG))
 
     def __call__(self, features: Mapping[str, tf.Tensor]) -> Tensors:
         logits = self.model(features)  # [B, S, 2]

@@ -8,6 +8,8 @@ from typing import Any
 from bert_tf.tasks.classification import ClassificationTask
 from bert_tf.tasks.classification_answers import ClassificationAnswers
 from bert_tf.tasks.contract import Answers, Task
+from bert_tf.tasks.multi_task import MultiTask
+from bert_tf.tasks.multi_task_answers import MultiTaskAnswers
 from bert_tf.tasks.pretraining import PretrainingTask
 from bert_tf.tasks.question_answering import QuestionAnsweringTask
 from bert_tf.tasks.question_answering_answers import QuestionAnsweringAnswers
@@ -16,6 +18,7 @@ from bert_tf.tasks.tagging_answers import TaggingAnswers
 
 TASKS: dict[str, type[Task]] = {
     "classification": ClassificationTask,
+    "multi_task": MultiTask,
     "pretraining": PretrainingTask,
     "question_answering": QuestionAnsweringTask,
     "tagging": TaggingTask,
@@ -23,6 +26,7 @@ TASKS: dict[str, type[Task]] = {
 # Pre-training has none: its model is there to be fine-tuned.
 ANSWERS: dict[str, Callable[[Any], Answers]] = {
     "classification": ClassificationAnswers,
+    "multi_task": MultiTaskAnswers,
     "question_answering": QuestionAnsweringAnswers,
     "tagging": TaggingAnswers,
 }
