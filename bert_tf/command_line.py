@@ -71,7 +71,8 @@ def parse_flags(arguments: list[str]) -> list[str]:
                 check_field(name)
         return flags.FLAGS(arguments)
     except KeyError as error:
-        leave(f"error: config.tasks.{error.args[0]} is no task of the recipe.", EXIT_USER_ERROR)
+        name = str(error.args[0]).strip("'")
+        leave(f"error: config.tasks.{name} is no task of the recipe.", EXIT_USER_ERROR)
     except (flags.Error, ValueError) as error:
         leave(f"error: {error}", EXIT_USER_ERROR)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from typing import TypeVar
 
 import tensorflow as tf
 from absl import logging
@@ -17,6 +18,7 @@ from bert_tf.tasks.multi_task import MultiTask, under
 from bert_tf.tokenization import Tokenizer
 from bert_tf.weights import assign, read_weights
 
+AnyTask = TypeVar("AnyTask", bound=Task)
 # Where weights are looked for: those of the best evaluation, else the newest that were saved.
 WEIGHT_FOLDERS = ("best", "checkpoints")
 
@@ -76,20 +78,16 @@ def open_run(workdir: str, layout: type[Layout] = PaddedLayout) -> OpenedRun:
 def narrow(opened: OpenedRun, name: str) -> OpenedRun:
     """One task of a run of several, as if it were alone; raises ValueError where there is none."""
     task = opened.task
-    names = list(task.parts) if isinstance(task, MultiTask) else []
-    if not isinstance(task, MultiTask) or name not in names:
-        known = (
-            f"has the tasks {', '.join(names)}" if names else "is of one task alone; leave it out"
-        )
-        raise ValueError(f"--task={name} is no task of this run, which {known}.")
-    part = task.parts[name]
-    metrics = under(name, opened.metrics) | {"step": opened.metrics.get("step", 0)}
-    return dataclasses.replace(
-        opened, run=part.run, task=part, model=opened.model.parts[name], metrics=metrics
-    )
+    if not isinstance(task, MultiTask):
+        raise ValueError(f"--task={name}: this run is of one task alone; leave the flag out.")
+    if name not in task.parts:
+        raise ValueError(f"--task={name} is no task of this run; it has {', '.join(task.parts)}.")
+    part, model = task.parts[name], opened.model.parts[name]
+    metrics = under(name, opened.metrics)
+    return dataclasses.replace(opened, run=part.run, task=part, model=model, metrics=metrics)
 
 
-def with_tuned(task: Task, metrics: dict[str, float]) -> Task:
+def with_tuned(task: AnyTask, metrics: dict[str, float]) -> AnyTask:
     """The task with what the best evaluation tuned: its fields that have a metric's name."""
     if isinstance(task, MultiTask):
         tuned = {name: with_tuned(part, under(name, metrics)) for name, part in task.parts.items()}

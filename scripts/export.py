@@ -41,10 +41,9 @@ def report(version_folder: str, workdir: str) -> str:
             lines += [f"    {kind:8}{key}: {spec}" for key, spec in specs.items()]
     folder = os.path.abspath(os.path.dirname(version_folder))
     name = os.path.basename(workdir)
-    asked = (
-        serving.TEXT_SIGNATURE if serving.TEXT_SIGNATURE in signatures else next(iter(signatures))
-    )
-    named = {} if asked == serving.TEXT_SIGNATURE else {"signature_name": asked}
+    is_alone = serving.TEXT_SIGNATURE in signatures  # several tasks have signatures of their names
+    asked = serving.TEXT_SIGNATURE if is_alone else next(iter(signatures))
+    named = {} if is_alone else {"signature_name": asked}
     texts = dict.fromkeys(signatures[asked]["inputs"], "some text")
     request = json.dumps(named | {"instances": [texts]})
     return "\n".join(
