@@ -23,7 +23,8 @@ import tf_keras as keras
 
 from bert_tf import checkpoints, conversion, export, heads
 from bert_tf.checkpoints import Checkpoint
-from bert_tf.config import BertConfig, DataConfig, RunConfig, TaskConfig
+from bert_tf.config import BertConfig, DataConfig, PartConfig, RunConfig, TaskConfig
+from bert_tf.data import mixture
 from bert_tf.distribution import cpu_strategy
 from bert_tf.encoder import (
     BertEncoder,
@@ -40,6 +41,7 @@ from bert_tf.tasks import tagging as tagging_task
 from bert_tf.tasks.answer_spans import best_spans
 from bert_tf.tasks.classification import METRICS, ClassificationTask, Labels
 from bert_tf.tasks.contract import Task
+from bert_tf.tasks.multi_task import MultiTask
 from bert_tf.tasks.tagging import TaggingTask, Tags
 from bert_tf.tokenization import Tokenizer
 from bert_tf.weights import assign
@@ -162,6 +164,14 @@ class TaggingModel(TaskModel):
         return {"logits": logits, "probabilities": tf.nn.softmax(logits)}
 
 
+class SeveralModel(TaskModel):
+    """What the one of several tasks predicts that reads the lower layer."""
+
+    def __call__(self, features: Mapping[str, tf.Tensor]) -> Tensors:
+        given = {name: features[name] for name in self.inputs}
+        return self.predict(self.model, given | {mixture.MARK + "low": given["token_ids"][:, 0]})
+
+
 @functools.cache
 def tokenizer() -> Tokenizer:
     with tempfile.TemporaryDirectory() as folder:
@@ -181,6 +191,14 @@ def tagging() -> TaggingTask:
     return TaggingTask(run, CONFIG, tokenizer(), Tags(("O", "B-a", "I-a"), True, "O"))
 
 
+def several() -> MultiTask:
+    low = PartConfig(data=DataConfig(max_seq_length=12), layer=1, shortcut=True)
+    run = RunConfig(task=TaskConfig(name="multi_task"), tasks={"low": low, "top": PartConfig()})
+    part = classification(Labels("class", ("bad", "fair", "good")))
+    parts = {name: dataclasses.replace(part, run=run.part(name)) for name in run.tasks}
+    return MultiTask(run, CONFIG, tokenizer(), parts)
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     """A model, or the task that makes it."""
@@ -190,6 +208,7 @@ class Case:
     make_task: Callable[[], Task] | None = None
     make_model: Callable[[Any], Any] = TaskModel
     static_shapes: bool = True  # whether XLA can compile it
+    signature: str = "ids"  # of its export
 
     def model(self) -> Any:
         """A model with fresh weights."""
@@ -220,6 +239,9 @@ CASES = {
     "regression": Case(
         task="classification", make_task=lambda: classification(Labels("regression"))
     ),
+    "one of several tasks": Case(
+        task="multi_task", make_task=several, make_model=SeveralModel, signature="low_ids"
+    ),
     "tagging": Case(task="tagging", make_task=tagging, make_model=TaggingModel),
 }
 
@@ -241,7 +263,7 @@ def as_saved_model(case: Case, model: Any, folder: pathlib.Path) -> Arrays:
     if case.make_task:
         task = case.make_task()
         exported = export.float32_model(OpenedRun(task.run, task, model.model, {}, "a test"))
-        signature = answers_of(task, "be exported").signatures(exported)["ids"]
+        signature = answers_of(task, "be exported").signatures(exported)[case.signature]
         served = export.Served(exported, task.tokenizer)
     else:
         specs = {
