@@ -1,4 +1,4 @@
-"""Named entities, grammar and sentiment on one MiniLM-L6: WNUT-17 at layer 4, CoLA and SST-2 on top.
+"""Named entities, grammar and sentiment on one MiniLM-L6: WNUT-17 at layer 4, the others on top.
 
 Command: python scripts/train.py --config=configs/multi_task_minilm.py --workdir=runs/three
          python scripts/evaluate.py --workdir=runs/three
