@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import json
 import pathlib
+import shutil
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import tf_keras as keras
 
 from bert_tf import export, restore, run_folder
 from bert_tf.checkpoints import read_pretrained
-from bert_tf.config import DataConfig, RunConfig
+from bert_tf.config import BertConfig, DataConfig, RunConfig
 from bert_tf.data.mixture import MARK, SeveralExamples, draw_tasks, step_shares, task_of
 from bert_tf.distribution import Accelerator, cpu_strategy
 from bert_tf.encoder import PaddedLayout, variables_by_name
@@ -27,7 +28,7 @@ from bert_tf.tasks.question_answering import QuestionAnsweringTask
 from bert_tf.training import make_train_steps
 from tests.tasks.test_tagging import columns, sentences
 from tests.test_scripts import ok, run_script, write_recipe
-from tests.test_training import final_tensors, stop_after
+from tests.test_training import final_tensors
 from tests.tiny_run import on_cpu, run_tiny, tiny_run, write_reviews
 
 # ml_collections loads recipes with it on every Python before 3.12.
@@ -96,8 +97,9 @@ class Trained:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = tmp_path_factory.mktemp("several")
-    train = {"steps": 120, "save_every": 120, "log_every": 40}
-    run = several(folder, 0.0, train=train, optimizer={"learning_rate": 3e-3})
+    train = {"steps": 120, "save_every": 55, "log_every": 40}
+    draws = {"steps_per_draw": 3}
+    run = several(folder, 0.0, train=train, multi_task=draws, optimizer={"learning_rate": 3e-3})
     return Trained(folder, run, run_tiny(run, folder / "run"))
 
 
@@ -173,12 +175,12 @@ def test_batches_are_those_of_each_task_alone_wherever_they_begin(tmp_path: path
 
 
 def test_a_task_without_a_step_is_refused(tmp_path: pathlib.Path) -> None:
-    sampling = {"sampling": "shares"}
     parts = parts_of(tmp_path)
     parts["names"]["share"], parts["reviews"]["share"] = 1e-9, 1.0
-    run = several(tmp_path, multi_task=sampling, tasks=parts)
+    run = several(tmp_path, multi_task={"sampling": "shares"}, tasks=parts)
+    examples = opened_task(run).training_data()
     with pytest.raises(ValueError, match=r"'names'.* is in none of the 12 steps: train longer"):
-        run_tiny(run, tmp_path / "run")
+        examples.feed(run, 0, 12, on_cpu())
 
 
 # ---------------------------------------------------------------------------------- what is learnt
@@ -187,13 +189,14 @@ def test_a_task_without_a_step_is_refused(tmp_path: pathlib.Path) -> None:
 def test_it_learns_all_tasks_and_measures_each(trained: Trained) -> None:
     metrics = trained.metrics
     assert metrics["reviews/accuracy"] > 0.8
-    assert metrics["names/f1"] > 0.5
+    assert metrics["names/f1"] > 0.25
     assert metrics["average"] == pytest.approx(
         (metrics["reviews/accuracy"] + metrics["names/f1"]) / 2
     )
     assert metrics["loss"] == pytest.approx(metrics["reviews/loss"] + 0.5 * metrics["names/loss"])
     lines = lines_of(trained.workdir / "metrics.jsonl")
-    assert {"names/loss", "reviews/loss", "loss"} <= set(lines[0])
+    for name in ("names/loss", "reviews/loss"):
+        assert lines[2][name] < 0.7 * lines[0][name]
     assert "eval/names/recall" in lines[-1]
 
 
@@ -222,38 +225,24 @@ def test_a_step_moves_what_its_task_uses_and_nothing_else(tmp_path: pathlib.Path
     }  # fmt: skip
 
 
-def test_a_weight_used_now_and_then_is_corrected_by_its_uses(tmp_path: pathlib.Path) -> None:
-    """Its first update is a whole step, as `torch.optim.AdamW` makes it, however late it comes."""
-    rate = {"warmup_proportion": 0.0, "schedule": "constant", "clip_norm": 0.0}
-    run = several(tmp_path, optimizer=rate | {"learning_rate": 1e-3, "weight_decay": 0.0})
-    task, accelerator = opened_task(run), on_cpu()
-    state = start(run, str(tmp_path), accelerator, task, read_pretrained(run.model), 12)
-    state.optimizer.step.assign(500)
-    weights = variables_by_name(state.model)
-    bias = weights["names/output_bias"]
-    gradients = [tf.ones_like(w) if w is bias else None for w in weights.values()]
-    state.optimizer.apply_gradients(gradients)
-    np.testing.assert_allclose(bias, -1e-3, rtol=1e-5)
-
-
-def test_stopped_between_tasks_and_continued_it_ends_with_the_same_bits(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+def test_stopped_and_continued_it_ends_with_the_same_bits(
+    trained: Trained, tmp_path: pathlib.Path
 ) -> None:
-    run = several(tmp_path, train={"eval_every": 4}, multi_task={"steps_per_draw": 2})
-    run_tiny(run, tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        stop_after(7, patch)  # what was saved at step 5 is inside of a pair of steps
-        with pytest.raises(KeyboardInterrupt):
-            run_tiny(run, tmp_path / "killed")
-    run_tiny(run, tmp_path / "killed")
-    whole, killed = final_tensors(tmp_path / "whole"), final_tensors(tmp_path / "killed")
-    assert whole.keys() == killed.keys()
+    """From step 110, inside of three steps of one task."""
+    again = tmp_path / "run"
+    shutil.copytree(trained.workdir, again)
+    for part in ("best", "checkpoints/step-00000120"):
+        shutil.rmtree(again / part)
+    assert run_tiny(trained.run, again) == trained.metrics
+    whole, continued = final_tensors(trained.workdir), final_tensors(again)
+    assert whole.keys() == continued.keys()
     for name, value in whole.items():
-        assert np.array_equal(value, killed[name]), name
-    texts = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "killed")]
+        assert np.array_equal(value, continued[name]), name
+    texts = [(folder / "metrics.jsonl").read_text() for folder in (trained.workdir, again)]
     assert texts[0] == texts[1]
 
 
+@pytest.mark.slow
 def test_replicas_and_accumulation_give_the_same_update(tmp_path: pathlib.Path) -> None:
     rates = {"name": "sgd", "learning_rate": 0.05, "warmup_proportion": 0.0}
     found = []
@@ -268,6 +257,7 @@ def test_replicas_and_accumulation_give_the_same_update(tmp_path: pathlib.Path) 
         np.testing.assert_allclose(found[1][name], value, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_one_task_of_a_kind_is_what_it_is_alone(tmp_path: pathlib.Path) -> None:
     parts = parts_of(tmp_path)
     run = several(tmp_path)
@@ -394,13 +384,14 @@ def test_one_task_of_the_run(trained: Trained, tmp_path: pathlib.Path) -> None:
     output = f"--output={tmp_path}"
     ok(run_script("predict", flag, own, output, "--task=reviews"))
     assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == 22
-    for arguments, message in (
-        ((own,), "is for one of the tasks names, reviews; say for which with --task=NAME"),
-        (("--task=tags",), "--task=tags is no task of this run; it has names, reviews"),
-    ):
-        outcome = run_script("predict", flag, output, *arguments)
-        assert outcome.code == 1
-        assert message in outcome.stderr
+    outcome = run_script("predict", flag, output, own)
+    assert outcome.code == 1
+    assert "is for one of the tasks names, reviews; say for which with --task=" in outcome.stderr
+    opened = restore.open_run(str(trained.workdir))
+    with pytest.raises(ValueError, match="--task=tags is no task of this run; it has names, rev"):
+        restore.narrow(opened, "tags")
+    with pytest.raises(ValueError, match="this run is of one task alone"):
+        restore.narrow(restore.narrow(opened, "names"), "names")
 
 
 def test_best_of_several_seeds_brings_the_files_of_its_tasks(
@@ -459,10 +450,10 @@ def test_examples_without_labels_are_not_measured(trained: Trained) -> None:
         ({"names_ids": {}}, "'names_ids' is the name of a signature of the task 'names'"),
     ],
 )
-def test_settings_that_cannot_work(
-    tmp_path: pathlib.Path, changes: dict[str, Any], message: str
-) -> None:
-    values = several(tmp_path).to_dict()
+def test_settings_that_cannot_work(changes: dict[str, Any], message: str) -> None:
+    tasks = {"names": {"task": {"name": "tagging"}, "layer": 1}, "reviews": {}}
+    run = RunConfig.from_dict({"task": {"name": "multi_task"}, "tasks": tasks})
+    values = run.to_dict()
     for key, value in changes.items():
         *path, last = key.split(".")
         place = values["multi_task"] if key in values["multi_task"] else values["tasks"]
@@ -470,7 +461,7 @@ def test_settings_that_cannot_work(
             place = place[name]
         place[last] = value
     with pytest.raises(ValueError, match=message):
-        check_settings(RunConfig.from_dict(values), read_pretrained(several(tmp_path).model).config)
+        check_settings(RunConfig.from_dict(values), BertConfig(9, num_hidden_layers=2))
 
 
 def test_errors_of_a_task_say_which(tmp_path: pathlib.Path) -> None:
