@@ -15,7 +15,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from bert_tf import run_folder
-from bert_tf.config import RunConfig
+from bert_tf.config import PartConfig, RunConfig
 from bert_tf.training import NonFiniteLoss, Preempted
 
 EXIT_USER_ERROR = 1
@@ -70,6 +70,9 @@ def parse_flags(arguments: list[str]) -> list[str]:
             elif name.startswith("config."):
                 check_field(name)
         return flags.FLAGS(arguments)
+    except KeyError as error:
+        name = str(error.args[0]).strip("'")
+        leave(f"error: config.tasks.{name} is no task of the recipe.", EXIT_USER_ERROR)
     except (flags.Error, ValueError) as error:
         leave(f"error: {error}", EXIT_USER_ERROR)
 
@@ -85,11 +88,15 @@ def check_recipe(path: str) -> None:
 def check_field(path: str) -> None:
     """Raises ValueError where a run has no such field: ml_collections ends in a stack trace."""
     known = [f"config.{field}" for field in run_folder.flatten(RunConfig().to_dict())]
+    parts = path.split(".")
+    if parts[1] == "tasks" and len(parts) > 3:  # config.tasks.NAME.FIELD; recipes know the names
+        of_part = run_folder.flatten(dataclasses.asdict(PartConfig()))
+        known = [f"config.tasks.{parts[2]}.{field}" for field in of_part]
     if path in known:
         return
     near = difflib.get_close_matches(path, known, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
-    section = ".".join(path.split(".")[:2])
+    section = ".".join(parts[:2])
     fields = [field for field in known if field.startswith(f"{section}.")]
     valid = fields or [f"config.{name}.*" for name in RunConfig().to_dict()]
     raise ValueError(f"{path} is no field of a run.{hint} Valid: {', '.join(valid)}.")

@@ -229,6 +229,26 @@ class TaskConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PartConfig:
+    """One of several tasks that are learnt at once (config.task.name=multi_task)."""
+
+    task: TaskConfig = dataclasses.field(default_factory=TaskConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    layer: int = 0  # of the encoder that its head reads, from 1, the lowest; 0: the top
+    shortcut: bool = False  # its head reads the embeddings, too
+    loss_weight: float = 1.0
+    share: float = 0.0  # of all steps, in proportion to those of the others; see sampling
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiTaskConfig:
+    """Which of several tasks a step is of."""
+
+    sampling: str = "size"  # of their training data; "square_root" of it, or given "shares"
+    steps_per_draw: int = 1  # steps of one task in a row; more save the device a look of the host
+
+
+@dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """How weights move."""
 
@@ -331,6 +351,22 @@ class RunConfig:
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     distillation: DistillationConfig = dataclasses.field(default_factory=DistillationConfig)
     runtime: RuntimeConfig = dataclasses.field(default_factory=RuntimeConfig)
+    multi_task: MultiTaskConfig = dataclasses.field(default_factory=MultiTaskConfig)
+    # Several tasks at once, by name; `task` then says so, and `data` is not read.
+    tasks: dict[str, PartConfig] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where several tasks are given to a run of one, or the reverse."""
+        if (self.task.name == "multi_task") != bool(self.tasks):
+            raise ValueError(
+                f"config.task.name={self.task.name!r} and config.tasks={sorted(self.tasks)} do not "
+                "go together: name the task multi_task and give it some tasks, or neither."
+            )
+
+    def part(self, name: str) -> RunConfig:
+        """The run of one of several tasks as if it were alone."""
+        part = self.tasks[name]
+        return dataclasses.replace(self, task=part.task, data=part.data, tasks={})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict, for JSON."""
@@ -369,6 +405,9 @@ def typed_value(expected: Any, value: Any, path: str) -> Any:  # noqa: ANN401 - 
         return build_dataclass(typing.cast(type, expected), value, path + ".")
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if typing.get_origin(expected) is dict and isinstance(value, dict):
+        of_values = typing.get_args(expected)[1]
+        return {key: typed_value(of_values, each, f"{path}.{key}") for key, each in value.items()}
     if isinstance(expected, types.GenericAlias) and isinstance(value, (list, tuple)):
         return tuple(value)
     if (isinstance(value, bool) and expected is not bool) or not isinstance(value, expected):

@@ -5,7 +5,8 @@ FOLDER/1/saved_model.pb, variables/          what TF Serving loads; the number i
 FOLDER/1/assets.extra/tf_serving_warmup_requests
 FOLDER/1/assets.extra/model_card.json        where it comes from, what it takes and answers
 ```
-Every task brings its signatures (`tasks/NAME_answers.py` says what they answer), of which two are:
+Every task brings its signatures (`tasks/NAME_answers.py` says what they answer; those of several
+tasks have the tasks' names), of which two are:
 
 - `serving_default`: strings. The tokenizer is part of the graph, so what is served cannot differ
   from what was trained.
@@ -119,13 +120,13 @@ def model_card(opened: OpenedRun, signatures: Mapping[str, Signature]) -> dict[s
     task, run = opened.task, opened.run
     return {
         "task": dataclasses.asdict(run.task),
-        **answers_of(task, "be exported").card(),
         "signatures": {name: describe(signature) for name, signature in signatures.items()},
         "max_seq_length": run.data.max_seq_length,
         "lower_case": task.tokenizer.lower_case,
         "strip_accents": task.tokenizer.strip_accents,
         "bert_config": task.config.to_dict(),
         "data": dataclasses.asdict(run.data),
+        **answers_of(task, "be exported").card(),
         "metrics": opened.metrics,
         "weights_from": opened.weights_from,
         "run": run.to_dict(),

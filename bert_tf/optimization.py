@@ -18,7 +18,9 @@ import tensorflow as tf
 from bert_tf.config import OptimizerConfig
 
 SCHEDULES = ("linear", "polynomial", "constant")
-NOT_DECAYED = ("LayerNorm", "layer_norm", "bias")  # original release, create_optimizer
+# The original release's create_optimizer looks for "bias" anywhere in a name. It ends the names of
+# all biases, and a head may be named after its task.
+NOT_DECAYED = re.compile(r"LayerNorm|layer_norm|bias$")
 
 
 class Rates(NamedTuple):
@@ -179,7 +181,7 @@ def moving(config: OptimizerConfig, variables: dict[str, tf.Variable]) -> dict[s
 
 def decays(name: str) -> bool:
     """Whether weight decay applies: not to biases and layer normalisation (original release)."""
-    return not any(pattern in name for pattern in NOT_DECAYED)
+    return not NOT_DECAYED.search(name)
 
 
 def layer_scale(name: str, num_layers: int, layer_decay: float) -> float:
@@ -198,7 +200,9 @@ def layer_scale(name: str, num_layers: int, layer_decay: float) -> float:
 class Optimizer(tf.Module):
     """Moves `variables` by one rule, under any strategy.
 
-    To be made inside `strategy.scope()`: slots are distributed as the variables are.
+    To be made inside `strategy.scope()`: slots are distributed as the variables are. Where steps
+    differ in the variables that they use (`counts_uses`), bias correction takes the uses of each
+    variable instead of the step, as `torch.optim` does.
     """
 
     def __init__(
@@ -208,6 +212,7 @@ class Optimizer(tf.Module):
         total_steps: int,
         num_layers: int,
         loss_scaling: bool = False,
+        counts_uses: bool = False,
     ) -> None:
         super().__init__(name="optimizer")
         check(config, total_steps)
@@ -225,6 +230,10 @@ class Optimizer(tf.Module):
             )
             for name, variable in variables.items()
             for kind in SLOTS[config.name]
+        }
+        self.uses = {
+            f"{name}/uses": tf.Variable(0, name=f"{name}/uses", dtype=tf.int64, **COUNTER)
+            for name in (variables if counts_uses else ())
         }
         self.loss_scaling = LossScaling() if loss_scaling else None
         # XLA fuses the operations on a weight into one pass over memory: 0.11 s of CPU a step, not
@@ -245,15 +254,17 @@ class Optimizer(tf.Module):
     def saved_variables(self) -> dict[str, tf.Variable]:
         """What a training checkpoint holds beside the weights."""
         scaling = {} if self.loss_scaling is None else self.loss_scaling.saved_variables()
-        return self.slots | {"global_step": self.step} | scaling
+        return self.slots | self.uses | {"global_step": self.step} | scaling
 
     @tf.autograph.experimental.do_not_convert  # converting it is a third of the time of a trace
-    def apply_gradients(self, gradients: list[tf.Tensor]) -> dict[str, tf.Tensor]:
+    def apply_gradients(self, gradients: list[tf.Tensor | None]) -> dict[str, tf.Tensor]:
         """One step with dense float32 `gradients`, in the order of the variables.
 
-        They are summed over replicas already: every replica brings the same. Returns the step's
-        `learning_rate`, the `gradient_norm` before clipping, and whether the gradient was `usable`
-        (with loss scaling it always is: a step that overflowed is left out and scaled down).
+        They are summed over replicas already: every replica brings the same. A variable whose
+        gradient is None had no part in the step: it stays as it is, without decay, and so do its
+        slots. Returns the step's `learning_rate`, the `gradient_norm` before clipping, and whether
+        the gradient was `usable` (with loss scaling it always is: a step that overflowed is left
+        out and scaled down).
         """
         rate = learning_rate(self.config, self.total_steps, self.step)
         norm = tf.linalg.global_norm(gradients)
@@ -262,7 +273,9 @@ class Optimizer(tf.Module):
         # (`extended.update`). `merge_call` takes all replicas there together; without a strategy
         # and on TPU it is a plain call.
         context = tf.distribute.get_replica_context()
-        context.merge_call(self.update_all, args=(gradients, self.rates(rate, norm, finite)))
+        pairs = zip(self.variables_by_name, gradients, strict=True)
+        used = {name: gradient for name, gradient in pairs if gradient is not None}
+        context.merge_call(self.update_all, args=(used, self.rates(rate, norm, finite)))
         usable = tf.constant(True) if self.loss_scaling is not None else finite
         return {"learning_rate": rate, "gradient_norm": norm, "usable": usable}
 
@@ -290,22 +303,37 @@ class Optimizer(tf.Module):
         }
 
     def update_all(
-        self, strategy: tf.distribute.Strategy, gradients: list[tf.Tensor], rates: RatesBySettings
+        self,
+        strategy: tf.distribute.Strategy,
+        gradients: dict[str, tf.Tensor],
+        rates: RatesBySettings,
     ) -> None:
-        """Updates every variable, its slots and the step, in cross-replica context."""
-        named = self.variables_by_name.items()
-        for (name, variable), gradient in zip(named, gradients, strict=True):
+        """Updates the variables of these gradients and the step, in cross-replica context."""
+        for name, gradient in gradients.items():
             slots = tuple(self.slots[f"{name}/{kind}"] for kind in SLOTS[self.config.name])
-            arguments = (gradient, rates[self.settings[name]], slots)
+            uses = (self.uses[f"{name}/uses"],) if self.uses else ()
+            arguments = (gradient, rates[self.settings[name]], slots, uses)
+            variable = self.variables_by_name[name]
             strategy.extended.update(variable, self.update_one, args=arguments, group=False)
         strategy.extended.update(self.step, lambda step: step.assign_add(1), group=False)
         if self.loss_scaling is not None:
             self.loss_scaling.update(strategy, next(iter(rates.values())).finite)
 
     def update_one(
-        self, weight: tf.Variable, gradient: tf.Tensor, rates: Rates, slots: tuple[tf.Variable, ...]
+        self,
+        weight: tf.Variable,
+        gradient: tf.Tensor,
+        rates: Rates,
+        slots: tuple[tf.Variable, ...],
+        uses: tuple[tf.Variable, ...],
     ) -> None:
         """Updates one replica's copy of a variable; slots resolve to the copies beside it."""
+        for own in uses:  # one, or none where every step uses every variable
+            count = tf.cast(own.assign_add(1), tf.float32)
+            rates = rates._replace(
+                correction_1=one_minus_power(self.config.beta_1, count),
+                correction_2=one_minus_power(self.config.beta_2, count),
+            )
         owned = (weight, *slots)
         # Values in and values out: a compiled function that holds a resource of a second logical
         # device fails ("resource located in device CPU:1").

@@ -14,9 +14,9 @@ def write_files(folder: str, files: Mapping[str, Sequence[str]]) -> list[str]:
     Returns:
         The paths.
     """
-    tf.io.gfile.makedirs(folder)
     paths = [os.path.join(folder, name) for name in files]
     for path, lines in zip(paths, files.values(), strict=True):
+        tf.io.gfile.makedirs(os.path.dirname(path))
         with tf.io.gfile.GFile(path + ".tmp", "w") as file:
             for line in lines:
                 file.write(line + "\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from typing import TypeVar
 
 import tensorflow as tf
 from absl import logging
@@ -14,9 +15,11 @@ from bert_tf.config import BertConfig, RunConfig
 from bert_tf.encoder import Layout, PaddedLayout, variables_by_name
 from bert_tf.tasks import TASKS
 from bert_tf.tasks.contract import Task
+from bert_tf.tasks.multi_task import MultiTask, under
 from bert_tf.tokenization import Tokenizer
 from bert_tf.weights import assign, read_weights
 
+AnyTask = TypeVar("AnyTask", bound=Task)
 # Where weights are looked for: those of the best evaluation, else the newest that were saved.
 WEIGHT_FOLDERS = ("best", "checkpoints")
 
@@ -108,8 +111,23 @@ def read_task(run: RunConfig, workdir: str) -> Task:
     )
 
 
-def with_tuned(task: Task, metrics: dict[str, float]) -> Task:
+def narrow(opened: OpenedRun, name: str) -> OpenedRun:
+    """One task of a run of several, as if it were alone; raises ValueError where there is none."""
+    task = opened.task
+    if not isinstance(task, MultiTask):
+        raise ValueError(f"--task={name}: this run is of one task alone; leave the flag out.")
+    if name not in task.parts:
+        raise ValueError(f"--task={name} is no task of this run; it has {', '.join(task.parts)}.")
+    part, model = task.parts[name], opened.model.parts[name]
+    metrics = under(name, opened.metrics)
+    return dataclasses.replace(opened, run=part.run, task=part, model=model, metrics=metrics)
+
+
+def with_tuned(task: AnyTask, metrics: dict[str, float]) -> AnyTask:
     """The task with what the best evaluation tuned: its fields that have a metric's name."""
+    if isinstance(task, MultiTask):
+        tuned = {name: with_tuned(part, under(name, metrics)) for name, part in task.parts.items()}
+        return dataclasses.replace(task, parts=tuned)
     names = {field.name for field in dataclasses.fields(task)} & metrics.keys()
     return dataclasses.replace(task, **{name: metrics[name] for name in names})
 

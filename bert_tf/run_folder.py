@@ -3,6 +3,7 @@
 ```
 run.json                    the resolved RunConfig
 bert_config.json vocab.txt tokenizer_config.json labels.json
+tasks/NAME/                 labels.json of each of several tasks
 metrics.jsonl               losses and metrics by step; the same bytes, however often it was killed
 tensorboard/                the same and the speed, for TensorBoard
 checkpoints/step-00000500/  weights, optimizer slots and progress, to go on from
@@ -230,6 +231,13 @@ def copy_for_serving(source: str, target: str) -> None:
     for name in names:
         if tf.io.gfile.exists(os.path.join(source, name)):
             tf.io.gfile.copy(os.path.join(source, name), os.path.join(target, name), overwrite=True)
+    tasks = os.path.join(source, "tasks")  # of several tasks: a folder for each
+    for task in tf.io.gfile.listdir(tasks) if tf.io.gfile.isdir(tasks) else []:
+        own = os.path.join(tasks, task)
+        tf.io.gfile.makedirs(os.path.join(target, "tasks", task))
+        for name in tf.io.gfile.listdir(own):
+            to = os.path.join(target, "tasks", task, name)
+            tf.io.gfile.copy(os.path.join(own, name), to, overwrite=True)
 
 
 # ----------------------------------------------------------------------------------------- progress
@@ -332,6 +340,7 @@ def start(
             total_steps,
             task.config.num_hidden_layers,
             loss_scaling=accelerator.dtype == "float16",
+            counts_uses=bool(run.tasks),
         )
     state = TrainingState(model, optimizer, Progress())
     newest = newest_step(os.path.join(workdir, "checkpoints"))

@@ -15,7 +15,7 @@ from absl import logging
 from bert_tf import distillation, distribution, run_folder, training
 from bert_tf.config import RunConfig
 from bert_tf.encoder import Layout
-from bert_tf.restore import OpenedRun, new_task, open_checkpoint, open_run
+from bert_tf.restore import OpenedRun, narrow, new_task, open_checkpoint, open_run
 from bert_tf.tasks import TASKS
 from bert_tf.tasks.contract import Task
 from bert_tf.training import Evaluator
@@ -116,6 +116,11 @@ class Session:
         task, run = self.opened.task, self.opened.run
         if source is None:
             return task
+        if run.tasks:
+            raise ValueError(
+                f"--input={source} is for one of the tasks {', '.join(sorted(run.tasks))}; say for "
+                "which with --task=NAME."
+            )
         # A file of the user's own has the columns of the recipe, not the layout of a GLUE folder.
         values = run.to_dict()
         values["data"][split] = source
@@ -123,10 +128,20 @@ class Session:
         return dataclasses.replace(task, run=RunConfig.from_dict(values))
 
 
-def open_session(workdir: str, accelerator: str | None = None) -> Session:
-    """Opens a trained run folder on the devices that its recipe, or `accelerator`, names."""
+def open_session(
+    workdir: str, accelerator: str | None = None, task_name: str | None = None
+) -> Session:
+    """Opens a trained run folder on the devices that its recipe, or `accelerator`, names.
+
+    `task_name` opens one task of a run of several as if it were alone.
+    """
     run = run_folder.read_run(workdir)
-    return session_on(run, accelerator, functools.partial(open_run, workdir))
+
+    def open_model(layout: type[Layout]) -> OpenedRun:
+        opened = open_run(workdir, layout)
+        return opened if task_name is None else narrow(opened, task_name)
+
+    return session_on(run, accelerator, open_model)
 
 
 def open_untrained(run: RunConfig, accelerator: str | None = None) -> Session:
@@ -145,4 +160,4 @@ def session_on(
     connected = connect(run)
     with connected.strategy.scope():
         opened = open_model(connected.layout)
-    return Session(opened, Evaluator(run, connected, opened.task, opened.model))
+    return Session(opened, Evaluator(opened.run, connected, opened.task, opened.model))

@@ -27,6 +27,7 @@ from bert_tf import run_folder
 from bert_tf.checkpoints import Pretrained
 from bert_tf.config import RunConfig
 from bert_tf.data import batches
+from bert_tf.data.mixture import SeveralExamples
 from bert_tf.distribution import Accelerator
 from bert_tf.encoder import variables_by_name
 from bert_tf.optimization import Optimizer, moving
@@ -195,7 +196,7 @@ class Loop:
         sums, progress.interval = progress.interval, {}
         scalars = {"loss": sums["loss"] / sums["weight"]}
         for name in self.task.terms:
-            if name != "loss":
+            if name != "loss" and sums[f"{name}/weight"]:
                 scalars[name] = sums[f"{name}/sum"] / max(sums[f"{name}/weight"], 1.0)
         scalars["learning_rate"] = learning_rate
         self.write(scalars)
@@ -263,10 +264,9 @@ def listen_for_sigterm(loop: Loop) -> signal.Handlers | None:
 # ------------------------------------------------------------------------- the step on the device
 # losses -> gradients -> sum over replicas -> clip -> update
 
+Gradients = list[tf.Tensor | None]  # one a weight; None where the batch's task does not use it
 # (batch, seed, term weights of the global batch [T], loss scale) -> (term sums [T], gradients)
-GradientFunction = Callable[
-    [Features, tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, list[tf.Tensor]]
-]
+GradientFunction = Callable[..., tuple[tf.Tensor, Gradients]]
 
 
 def make_train_steps(
@@ -299,7 +299,8 @@ def make_train_steps(
         term_sums, gradients = gradients_of(batch, seed, term_weights, optimizer.loss_scale)
         term_sums = context.all_reduce(total, term_sums)
         loss = total_loss(task, term_sums, term_weights)
-        update = optimizer.apply_gradients(context.all_reduce(total, gradients))
+        used = iter(context.all_reduce(total, [g for g in gradients if g is not None]))
+        update = optimizer.apply_gradients([g if g is None else next(used) for g in gradients])
         is_bad = ~(tf.math.is_finite(loss) & update["usable"])
         sums = dict(zip(summed, [*tf.unstack(term_sums), *tf.unstack(term_weights)], strict=True))
         return sums | {
@@ -349,18 +350,19 @@ def make_gradients(task: Task, model: tf.Module, accumulation: int) -> GradientF
 
     def micro_gradients(
         batch: Features, seed: tf.Tensor, term_weights: tf.Tensor, scale: tf.Tensor
-    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    ) -> tuple[tf.Tensor, Gradients]:
         with tf.GradientTape() as tape:
             sums = task.term_sums(model, batch, seed)  # [T]
             scaled = total_loss(task, sums, term_weights) * scale
         # Gradients of tables come as one row an occurrence; norm and update need the sum.
-        gradients = tape.gradient(scaled, weights, unconnected_gradients="zero")
-        return sums, [tf.convert_to_tensor(gradient) / scale for gradient in gradients]
+        gradients = tape.gradient(scaled, weights)
+        return sums, [g if g is None else tf.convert_to_tensor(g) / scale for g in gradients]
 
     def accumulated(
         batch: Features, seed: tf.Tensor, term_weights: tf.Tensor, scale: tf.Tensor
-    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    ) -> tuple[tf.Tensor, Gradients]:
         size = tf.shape(batch["weight"])[0] // accumulation
+        used: list[bool] = []  # of each weight, known once `add` was traced
 
         def add(
             index: tf.Tensor, sums: tf.Tensor, gradients: list[tf.Tensor]
@@ -368,13 +370,16 @@ def make_gradients(task: Task, model: tf.Module, accumulation: int) -> GradientF
             part = {name: v[index * size : (index + 1) * size] for name, v in batch.items()}
             part_seed = tf.random.fold_in(seed, index)
             more_sums, more = micro_gradients(part, part_seed, term_weights, scale)
-            gradients = [a + b for a, b in zip(gradients, more, strict=True)]
+            used[:] = [gradient is not None for gradient in more]
+            pairs = zip(gradients, more, strict=True)
+            gradients = [a if b is None else a + b for a, b in pairs]
             return index + 1, sums + more_sums, gradients
 
         zeros = (tf.zeros_like(term_weights), [tf.zeros(variable.shape) for variable in weights])
-        return tf.while_loop(lambda index, *_: index < accumulation, add, (tf.constant(0), *zeros))[
-            1:
-        ]
+        _, sums, gradients = tf.while_loop(
+            lambda index, *_: index < accumulation, add, (tf.constant(0), *zeros)
+        )
+        return sums, [g if is_used else None for g, is_used in zip(gradients, used, strict=True)]
 
     return micro_gradients if accumulation == 1 else accumulated
 
@@ -408,9 +413,15 @@ class Evaluator:
 
     def predict(self, examples: batches.Examples) -> dict[str, np.ndarray]:
         """The outputs of `Task.predict` for all examples, in their order: each [E, ...]."""
+        if isinstance(examples, SeveralExamples):
+            return examples.by_part(self.run, self.predict_alike)
+        return self.predict_alike(examples, self.run)
+
+    def predict_alike(self, examples: batches.Examples, run: RunConfig) -> dict[str, np.ndarray]:
+        """The outputs for examples of one task."""
         static = self.accelerator.static_shapes
-        widths = batches.widths_for(self.run.data.max_seq_length, static)
-        plan = batches.evaluation_plan(examples.lengths, self.run.train.eval_batch_size, widths)
+        widths = batches.widths_for(run.data.max_seq_length, static)
+        plan = batches.evaluation_plan(examples.lengths, run.train.eval_batch_size, widths)
         groups = list(batches.by_width(plan).values()) if static else [plan]
         parts: dict[str, list[np.ndarray]] = {}
         for group in groups:

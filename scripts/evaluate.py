@@ -3,6 +3,8 @@
 python scripts/evaluate.py --workdir=runs/sst2
 python scripts/evaluate.py --workdir=runs/sst2 --split=test --input=more_reviews.tsv
 python scripts/evaluate.py --config=configs/embeddings_minilm.py    # what it starts from, untrained
+
+Of a run of several tasks it measures all, or the one that --task names.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 CONFIG = command_line.define_config_flag()
 SPLIT = flags.DEFINE_enum("split", "dev", glue.SPLITS, "What to measure; *_mismatched is MNLI's.")
 INPUT = flags.DEFINE_string("input", None, "A labelled file instead of the run's own split.")
+TASK = flags.DEFINE_string("task", None, "One task of a run of several (default: all of them).")
 ACCELERATOR = flags.DEFINE_string("accelerator", None, "auto, cpu, gpu or tpu.")
 
 
@@ -28,11 +31,12 @@ def main(unused_argv: list[str]) -> None:
             "give --workdir, the folder of a run, or --config, a recipe whose init_checkpoint is "
             "to be measured before any training; one of the two."
         )
-    if WORKDIR.value is None:
-        run = command_line.resolve(CONFIG.value)
-        session = runner.open_untrained(run, ACCELERATOR.value)
+    if WORKDIR.value is not None:
+        session = runner.open_session(WORKDIR.value, ACCELERATOR.value, TASK.value)
+    elif TASK.value is None:
+        session = runner.open_untrained(command_line.resolve(CONFIG.value), ACCELERATOR.value)
     else:
-        session = runner.open_session(WORKDIR.value, ACCELERATOR.value)
+        raise ValueError(f"--task={TASK.value} is for a run of several tasks: give its --workdir.")
     task = session.task_for(SPLIT.value, INPUT.value)
     examples = task.examples(SPLIT.value)
     if not examples.targets:
@@ -45,7 +49,8 @@ def main(unused_argv: list[str]) -> None:
         print(f"{name}: {value:.4f}")
     print(f"on {len(examples):,} examples, with the weights of {session.opened.weights_from}")
     if INPUT.value is None and WORKDIR.value is not None:
-        path = os.path.join(WORKDIR.value, f"eval_{SPLIT.value}.json")
+        of_task = f"_{TASK.value}" if TASK.value else ""
+        path = os.path.join(WORKDIR.value, f"eval_{SPLIT.value}{of_task}.json")
         run_folder.write_json(path, metrics | {"examples": len(examples)})
 
 

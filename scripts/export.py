@@ -71,11 +71,14 @@ def report(version_folder: str, workdir: str) -> str:
             lines += [f"    {kind:8}{key}: {spec}" for key, spec in specs.items()]
     folder = os.path.abspath(os.path.dirname(version_folder))
     name = os.path.basename(workdir)
+    is_alone = serving.TEXT_SIGNATURE in signatures  # several tasks have signatures of their names
+    asked = serving.TEXT_SIGNATURE if is_alone else next(iter(signatures))
+    named = {} if is_alone else {"signature_name": asked}
     texts = {
         key: ["some text", "other text"] if spec.endswith("[None, None]") else "some text"
-        for key, spec in signatures[serving.TEXT_SIGNATURE]["inputs"].items()
+        for key, spec in signatures[asked]["inputs"].items()
     }
-    request = json.dumps({"instances": [texts]})
+    request = json.dumps(named | {"instances": [texts]})
     return "\n".join(
         [
             *lines,

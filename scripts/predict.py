@@ -3,10 +3,13 @@
     python scripts/predict.py --workdir=runs/sst2 --input=reviews.tsv --output=predictions
     python scripts/predict.py --workdir=runs/sst2 --output=submission      # GLUE's test split
 
-The input has the columns of the training file; a label column may be absent.
+The input has the columns of the training file; a label column may be absent. A run of several tasks
+writes a folder for each of them, or answers for the one that --task names.
 """
 
 from __future__ import annotations
+
+import os
 
 from absl import flags
 
@@ -19,18 +22,21 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=Tr
 OUTPUT = flags.DEFINE_string("output", None, "Folder for the predictions.", required=True)
 SPLIT = flags.DEFINE_enum("split", "test", glue.SPLITS, "What to label; *_mismatched is MNLI's.")
 INPUT = flags.DEFINE_string("input", None, "A file instead of the run's own split.")
+TASK = flags.DEFINE_string("task", None, "One task of a run of several (default: all of them).")
 ACCELERATOR = flags.DEFINE_string("accelerator", None, "auto, cpu, gpu or tpu.")
 
 
 def main(unused_argv: list[str]) -> None:
     """Predicts as the flags say."""
-    session = runner.open_session(WORKDIR.value, ACCELERATOR.value)
+    session = runner.open_session(WORKDIR.value, ACCELERATOR.value, TASK.value)
     task = session.task_for(SPLIT.value, INPUT.value)
     answers = answers_of(task, "label a file")
     examples = answers.examples(SPLIT.value)
     files = answers.files(SPLIT.value, examples, session.evaluator.predict(examples))
-    for path in prediction.write_files(OUTPUT.value, files):
-        print(f"{len(files[PREDICTIONS_FILE]):,} predictions in {path}")
+    paths = prediction.write_files(OUTPUT.value, files)
+    for name, path in zip(files, paths, strict=True):
+        predictions = files[os.path.join(os.path.dirname(name), PREDICTIONS_FILE)]
+        print(f"{len(predictions):,} predictions in {path}")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ import tf_keras as keras
 
 from bert_tf import checkpoints, conversion, export, heads
 from bert_tf.checkpoints import Checkpoint
-from bert_tf.config import BertConfig, DataConfig, RunConfig, TaskConfig
+from bert_tf.config import BertConfig, DataConfig, PartConfig, RunConfig, TaskConfig
+from bert_tf.data import mixture
 from bert_tf.distribution import cpu_strategy
 from bert_tf.encoder import (
     BertEncoder,
@@ -47,6 +48,7 @@ from bert_tf.tasks.answer_spans import best_spans
 from bert_tf.tasks.classification import METRICS, ClassificationTask, Labels
 from bert_tf.tasks.contract import Task
 from bert_tf.tasks.dual_encoder import DualEncoderTask
+from bert_tf.tasks.multi_task import MultiTask
 from bert_tf.tasks.multiple_choice import MultipleChoiceTask
 from bert_tf.tasks.tagging import TaggingTask, Tags
 from bert_tf.tokenization import Tokenizer
@@ -133,7 +135,7 @@ class SpanModel(tf.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.model = question_answering.SpanModel(CONFIG)
+        self.model = question_answering.SpanModel(BertEncoder(CONFIG))
 
     def __call__(self, features: Mapping[str, tf.Tensor]) -> Tensors:
         logits = self.model(features)  # [B, S, 2]
@@ -186,6 +188,14 @@ class EmbeddingModel(TaskModel):
         return {"embedding": self.model({name: features[name] for name in self.inputs})}
 
 
+class SeveralModel(TaskModel):
+    """What the one of several tasks predicts that reads the lower layer."""
+
+    def __call__(self, features: Mapping[str, tf.Tensor]) -> Tensors:
+        given = {name: features[name] for name in self.inputs}
+        return self.predict(self.model, given | {mixture.MARK + "low": given["token_ids"][:, 0]})
+
+
 @functools.cache
 def tokenizer() -> Tokenizer:
     with tempfile.TemporaryDirectory() as folder:
@@ -216,6 +226,14 @@ def dual_encoder() -> DualEncoderTask:
     return DualEncoderTask(run, CONFIG, tokenizer())
 
 
+def several() -> MultiTask:
+    low = PartConfig(data=DataConfig(max_seq_length=12), layer=1, shortcut=True)
+    run = RunConfig(task=TaskConfig(name="multi_task"), tasks={"low": low, "top": PartConfig()})
+    part = classification(Labels("class", ("bad", "fair", "good")))
+    parts = {name: dataclasses.replace(part, run=run.part(name)) for name in run.tasks}
+    return MultiTask(run, CONFIG, tokenizer(), parts)
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     """A model, or the task that makes it."""
@@ -225,6 +243,7 @@ class Case:
     make_task: Callable[[], Task] | None = None
     make_model: Callable[[Any], Any] = TaskModel
     static_shapes: bool = True  # whether XLA can compile it
+    signature: str = "ids"  # of its export
 
     def model(self) -> Any:
         """A model with fresh weights."""
@@ -256,6 +275,9 @@ CASES = {
         task="classification", make_task=lambda: classification(Labels("regression"))
     ),
     "choices": Case(task="multiple_choice", make_task=multiple_choice, make_model=ChoiceModel),
+    "one of several tasks": Case(
+        task="multi_task", make_task=several, make_model=SeveralModel, signature="low_ids"
+    ),
     "tagging": Case(task="tagging", make_task=tagging, make_model=TaggingModel),
     "tagging by features": Case(
         task="tagging",
@@ -286,7 +308,7 @@ def as_saved_model(case: Case, model: Any, folder: pathlib.Path) -> Arrays:
     if case.make_task:
         task = case.make_task()
         exported = export.float32_model(OpenedRun(task.run, task, model.model, {}, "a test"))
-        signature = answers_of(task, "be exported").signatures(exported)["ids"]
+        signature = answers_of(task, "be exported").signatures(exported)[case.signature]
         served = export.Served(exported, task.tokenizer)
     else:
         specs = {

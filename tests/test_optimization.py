@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from bert_tf import optimization
 from bert_tf.config import OptimizerConfig
+from bert_tf.distribution import cpu_strategy
 from bert_tf.optimization import Optimizer
 
 TOTAL_STEPS = 100
@@ -246,6 +247,34 @@ def test_loss_scaling_leaves_out_a_step_that_overflowed() -> None:
     optimizer.apply_gradients([tf.constant([1.0, 0.0])])
     assert weight[0] < 1.0
     assert optimizer.loss_scale == before / 2
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_weight_without_a_gradient_stays_and_counts_its_own_uses(replicas: int) -> None:
+    """As in `torch.optim.AdamW`: the first update is a whole step, however late it comes."""
+    rates = {"warmup_proportion": 0.0, "schedule": "constant", "clip_norm": 0.0}
+    config = OptimizerConfig(learning_rate=1e-3, weight_decay=0.1, **rates)
+    strategy = cpu_strategy(replicas)
+    with strategy.scope():
+        weights = {name: tf.Variable([1.0, 1.0], name=name) for name in ("always", "late")}
+        optimizer = Optimizer(config, weights, TOTAL_STEPS, NUM_LAYERS, counts_uses=True)
+
+    @tf.function
+    def step(late: bool) -> None:
+        gradients = [tf.ones([2]), tf.ones([2]) if late else None]
+        strategy.run(lambda: optimizer.apply_gradients(gradients))
+
+    for _ in range(20):
+        step(False)
+    np.testing.assert_array_equal(weights["late"].numpy(), [1.0, 1.0])
+    assert not any(optimizer.slots[f"late/adam_{kind}"].numpy().any() for kind in "mv")
+    assert weights["always"].numpy()[0] < 0.99
+    step(True)
+    np.testing.assert_allclose(weights["late"].numpy(), 1.0 - 1e-3 * (1.0 + 0.1), rtol=1e-5)
+    counts = {name: int(uses.numpy()) for name, uses in optimizer.uses.items()}
+    assert counts == {"always/uses": 21, "late/uses": 1}
+    assert counts.keys() <= optimizer.saved_variables().keys()
+    assert optimizer.step.numpy() == 21
 
 
 def test_one_gradient_for_every_variable() -> None:

@@ -10,6 +10,8 @@ from bert_tf.tasks.classification_answers import ClassificationAnswers
 from bert_tf.tasks.contract import Answers, Task
 from bert_tf.tasks.dual_encoder import DualEncoderTask
 from bert_tf.tasks.dual_encoder_answers import DualEncoderAnswers
+from bert_tf.tasks.multi_task import MultiTask
+from bert_tf.tasks.multi_task_answers import MultiTaskAnswers
 from bert_tf.tasks.multiple_choice import MultipleChoiceTask
 from bert_tf.tasks.multiple_choice_answers import MultipleChoiceAnswers
 from bert_tf.tasks.pretraining import PretrainingTask
@@ -21,6 +23,7 @@ from bert_tf.tasks.tagging_answers import TaggingAnswers
 TASKS: dict[str, type[Task]] = {
     "classification": ClassificationTask,
     "dual_encoder": DualEncoderTask,
+    "multi_task": MultiTask,
     "multiple_choice": MultipleChoiceTask,
     "pretraining": PretrainingTask,
     "question_answering": QuestionAnsweringTask,
@@ -30,6 +33,7 @@ TASKS: dict[str, type[Task]] = {
 ANSWERS: dict[str, Callable[[Any], Answers]] = {
     "classification": ClassificationAnswers,
     "dual_encoder": DualEncoderAnswers,
+    "multi_task": MultiTaskAnswers,
     "multiple_choice": MultipleChoiceAnswers,
     "question_answering": QuestionAnsweringAnswers,
     "tagging": TaggingAnswers,

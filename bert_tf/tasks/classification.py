@@ -38,10 +38,12 @@ METRICS = {
 class ClassificationHead(keras.layers.Layer):
     """Dropout and a linear map of the pooled vector (original release, run_classifier.py)."""
 
-    def __init__(self, num_outputs: int, config: BertConfig, dropout: float) -> None:
+    def __init__(
+        self, num_outputs: int, config: BertConfig, dropout: float, prefix: str = ""
+    ) -> None:
         super().__init__(name="classifier")
         self.rate = dropout
-        self.output_layer = OutputLayer(num_outputs, config)
+        self.output_layer = OutputLayer(num_outputs, config, prefix)
 
     def call(self, pooled: tf.Tensor, seed: tf.Tensor | None = None) -> tf.Tensor:
         """Pooled [B, H] to logits float32 [B, C]; `seed` int32 [2] turns dropout on."""
@@ -52,16 +54,11 @@ class Classifier(keras.layers.Layer):
     """Encoder, dropout, linear map of the pooled vector."""
 
     def __init__(
-        self,
-        config: BertConfig,
-        num_outputs: int,
-        dropout: float,
-        layout: type[Layout] = PaddedLayout,
-        recompute: bool = False,
+        self, encoder: BertEncoder, num_outputs: int, dropout: float, prefix: str = ""
     ) -> None:
         super().__init__(name="bert_classifier")
-        self.encoder = BertEncoder(config, layout, recompute)
-        self.head = ClassificationHead(num_outputs, config, dropout)
+        self.encoder = encoder
+        self.head = ClassificationHead(num_outputs, encoder.config, dropout, prefix)
 
     def call(
         self,
@@ -313,13 +310,11 @@ class ClassificationTask:
 
     def build_model(self, layout: type[Layout] = PaddedLayout) -> Classifier:
         """A model with fresh weights, to be called inside `strategy.scope()`."""
-        return Classifier(
-            self.config,
-            self.labels.num_outputs,
-            self.run.task.dropout,
-            layout,
-            self.run.model.recompute,
-        )
+        return self.attach(BertEncoder(self.config, layout, self.run.model.recompute))
+
+    def attach(self, encoder: BertEncoder, prefix: str = "") -> Classifier:
+        """The model on a given encoder; `prefix` begins the names of the head's weights."""
+        return Classifier(encoder, self.labels.num_outputs, self.run.task.dropout, prefix)
 
     def texts(self, split: str) -> text.TextExamples:
         """The text of `train`, `dev` or `test`."""

@@ -16,7 +16,7 @@ import tensorflow as tf
 from bert_tf.config import BertConfig, RunConfig
 from bert_tf.data.batches import Examples
 from bert_tf.distribution import Accelerator
-from bert_tf.encoder import Layout, PaddedLayout
+from bert_tf.encoder import BertEncoder, Layout, PaddedLayout
 from bert_tf.tokenization import Tokenizer
 
 Features = Mapping[str, tf.Tensor]  # a batch, or a micro-batch of it: each [B, ...]
@@ -134,6 +134,20 @@ class Task(Protocol):
         """`metric_names` and `loss`: from the outputs of `predict`, [E, ...], for all examples.
 
         `examples` is what `self.examples` returned.
+        """
+
+
+class Part(Task, Protocol):
+    """A task that can share its encoder with others: see `tasks/multi_task.py`.
+
+    Its training data and its examples are `Examples`, and its methods use no more of a model than
+    calling it.
+    """
+
+    def attach(self, encoder: BertEncoder, prefix: str = "") -> tf.Module:
+        """The model on a given encoder; `prefix` begins the names of the head's weights.
+
+        `encoder.config.hidden_size` is the width of the vectors that the head reads.
         """
 
 

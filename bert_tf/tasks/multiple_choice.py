@@ -25,7 +25,7 @@ from bert_tf.data.multiple_choice import (
     read_choices,
     tokenize_choices,
 )
-from bert_tf.encoder import Layout, PaddedLayout
+from bert_tf.encoder import BertEncoder, Layout, PaddedLayout
 from bert_tf.tasks.classification import Classifier
 from bert_tf.tasks.contract import Features
 from bert_tf.tokenization import Tokenizer
@@ -41,15 +41,9 @@ class ChoiceModel(keras.layers.Layer):
     Hugging Face's BertForMultipleChoice has it.
     """
 
-    def __init__(
-        self,
-        config: BertConfig,
-        dropout: float,
-        layout: type[Layout] = PaddedLayout,
-        recompute: bool = False,
-    ) -> None:
+    def __init__(self, encoder: BertEncoder, dropout: float) -> None:
         super().__init__(name="bert_multiple_choice")
-        self.classifier = Classifier(config, 1, dropout, layout, recompute)
+        self.classifier = Classifier(encoder, 1, dropout)
 
     def call(
         self,
@@ -115,7 +109,8 @@ class MultipleChoiceTask:
 
     def build_model(self, layout: type[Layout] = PaddedLayout) -> ChoiceModel:
         """A model with fresh weights, to be called inside `strategy.scope()`."""
-        return ChoiceModel(self.config, self.run.task.dropout, layout, self.run.model.recompute)
+        encoder = BertEncoder(self.config, layout, self.run.model.recompute)
+        return ChoiceModel(encoder, self.run.task.dropout)
 
     def texts(self, split: str) -> ChoiceTexts:
         """The text of `train`, `dev` or `test` (labels may be absent from `test`)."""

@@ -39,9 +39,9 @@ METRICS_WITH_NO_ANSWER = (
 class SpanHead(keras.layers.Layer):
     """A linear map of every position (original release, run_squad.py, whose names it has)."""
 
-    def __init__(self, config: BertConfig) -> None:
+    def __init__(self, config: BertConfig, prefix: str = "") -> None:
         super().__init__(name="cls/squad")
-        self.output_layer = OutputLayer(2, config, prefix="cls/squad/")
+        self.output_layer = OutputLayer(2, config, prefix + "cls/squad/")
 
     def call(self, sequence: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
         """Vectors [B, S, H], mask [B, S] to logits float32 [B, S, 2]: begins, ends an answer.
@@ -57,18 +57,12 @@ class SpanHead(keras.layers.Layer):
 
 
 class SpanModel(keras.layers.Layer):
-    """Encoder and span head; nothing reads the pooler, so that it is no weight of the model."""
+    """Encoder and span head."""
 
-    def __init__(
-        self,
-        config: BertConfig,
-        layout: type[Layout] = PaddedLayout,
-        recompute: bool = False,
-    ) -> None:
+    def __init__(self, encoder: BertEncoder, prefix: str = "") -> None:
         super().__init__(name="bert_question_answering")
-        self.encoder = BertEncoder(config, layout, recompute)
-        self.encoder.pooler.trainable = False
-        self.head = SpanHead(config)
+        self.encoder = encoder
+        self.head = SpanHead(encoder.config, prefix)
 
     def call(
         self,
@@ -126,7 +120,13 @@ class QuestionAnsweringTask:
 
     def build_model(self, layout: type[Layout] = PaddedLayout) -> SpanModel:
         """A model with fresh weights, to be called inside `strategy.scope()`."""
-        return SpanModel(self.config, layout, self.run.model.recompute)
+        encoder = BertEncoder(self.config, layout, self.run.model.recompute)
+        encoder.pooler.trainable = False  # nothing reads it, so it is no weight of the model
+        return self.attach(encoder)
+
+    def attach(self, encoder: BertEncoder, prefix: str = "") -> SpanModel:
+        """The model on a given encoder; `prefix` begins the names of the head's weights."""
+        return SpanModel(encoder, prefix)
 
     def questions(self, split: str, require_answers: bool, unique_ids: bool) -> Questions:
         """The questions of `train`, `dev` or `test`; see `squad.read_questions`."""

@@ -41,10 +41,10 @@ SHOWN_TAGS = 20  # named in a message
 class TaggingHead(keras.layers.Layer):
     """Dropout and a linear map of every position."""
 
-    def __init__(self, num_tags: int, config: BertConfig, dropout: float) -> None:
+    def __init__(self, num_tags: int, config: BertConfig, dropout: float, prefix: str = "") -> None:
         super().__init__(name="tagger")
         self.rate = dropout
-        self.output_layer = OutputLayer(num_tags, config)
+        self.output_layer = OutputLayer(num_tags, config, prefix)
 
     def call(self, sequence: tf.Tensor, seed: tf.Tensor | None = None) -> tf.Tensor:
         """[B, S, H] to logits float32 [B, S, C]; `seed` int32 [2] turns dropout on."""
@@ -55,20 +55,14 @@ class TaggingHead(keras.layers.Layer):
 
 
 class Tagger(keras.layers.Layer):
-    """Encoder, dropout, linear map. Nothing reads the pooler, so it is no weight of the model."""
+    """Encoder, dropout, linear map."""
 
     def __init__(
-        self,
-        config: BertConfig,
-        num_tags: int,
-        dropout: float,
-        layout: type[Layout] = PaddedLayout,
-        recompute: bool = False,
+        self, encoder: BertEncoder, num_tags: int, dropout: float, prefix: str = ""
     ) -> None:
         super().__init__(name="bert_tagger")
-        self.encoder = BertEncoder(config, layout, recompute)
-        self.encoder.pooler.trainable = False
-        self.head = TaggingHead(num_tags, config, dropout)
+        self.encoder = encoder
+        self.head = TaggingHead(num_tags, encoder.config, dropout, prefix)
 
     def call(
         self,
@@ -215,11 +209,15 @@ class TaggingTask:
 
     def build_model(self, layout: type[Layout] = PaddedLayout) -> Tagger | FeatureTagger:
         """A model with fresh weights, to be called inside `strategy.scope()`."""
-        run = self.run
-        tags = len(self.tags.names)
-        if run.task.feature_layers:
-            return FeatureTagger(self.config, tags, run.task, layout)
-        return Tagger(self.config, tags, run.task.dropout, layout, run.model.recompute)
+        if self.run.task.feature_layers:
+            return FeatureTagger(self.config, len(self.tags.names), self.run.task, layout)
+        encoder = BertEncoder(self.config, layout, self.run.model.recompute)
+        encoder.pooler.trainable = False  # nothing reads it, so it is no weight of the model
+        return self.attach(encoder)
+
+    def attach(self, encoder: BertEncoder, prefix: str = "") -> Tagger:
+        """The model on a given encoder; `prefix` begins the names of the head's weights."""
+        return Tagger(encoder, len(self.tags.names), self.run.task.dropout, prefix)
 
     def text(self, split: str) -> TaggedText:
         """The words and pieces of `train`, `dev` or `test`."""
