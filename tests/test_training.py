@@ -200,14 +200,14 @@ def test_another_run_in_the_folder_is_refused(tmp_path: pathlib.Path) -> None:
 
 
 def test_fields_that_are_newer_than_a_run_have_their_defaults_there(tmp_path: pathlib.Path) -> None:
-    run = tiny_run(tmp_path)
+    run = tiny_run(tmp_path, model={"num_layers": 0})
     values = run.to_dict()
     del values["distillation"], values["train"]["keep_checkpoints"], values["model"]["num_layers"]
     (tmp_path / "run.json").write_text(json.dumps(values))
     run_folder.check_same_run(str(tmp_path / "run.json"), run)
-    other = dataclasses.replace(run, model=dataclasses.replace(run.model, num_layers=1))
+    other = dataclasses.replace(run, model=dataclasses.replace(run.model, num_layers=2))
     with pytest.raises(
-        ValueError, match=r"another run: config\.model\.num_layers: 0 there, 1 here"
+        ValueError, match=r"another run: config\.model\.num_layers: 0 there, 2 here"
     ):
         run_folder.check_same_run(str(tmp_path / "run.json"), other)
 

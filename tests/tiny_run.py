@@ -39,7 +39,8 @@ def tiny_run(folder: pathlib.Path, **changes: dict[str, Any]) -> RunConfig:
     if not (folder / "train.jsonl").exists():
         write_reviews(folder)
     values: dict[str, dict[str, Any]] = {
-        "model": {"init_checkpoint": str(CHECKPOINT)},
+        # One layer: what takes seconds is to trace and compile a step.
+        "model": {"init_checkpoint": str(CHECKPOINT), "num_layers": 1},
         "data": {name: str(folder / f"{name}.jsonl") for name in ("train", "dev", "test")}
         | {"max_seq_length": 24},
         "optimizer": {"learning_rate": 1e-3},

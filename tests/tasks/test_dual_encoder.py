@@ -159,7 +159,7 @@ def pair_run(folder: pathlib.Path, **changes: dict[str, Any]) -> RunConfig:
     if not (folder / "scored.tsv").exists():
         write_pairs(folder)
     values: dict[str, dict[str, Any]] = {
-        "model": {"init_checkpoint": str(CHECKPOINT)} | NO_DROPOUT,
+        "model": {"init_checkpoint": str(CHECKPOINT), "num_layers": 1} | NO_DROPOUT,
         "data": {name: str(folder / f"{name}.jsonl") for name in ("train", "dev")}
         | {"test": str(folder / "scored.tsv")}
         | {"text_a": "a", "text_b": "b", "label": "", "max_seq_length": 12},

@@ -21,7 +21,11 @@ from bert_tf.tokenization import Tokenizer
 from tests.tasks.test_tagging import sentences, tagging_run
 from tests.tiny_run import CHECKPOINT, run_tiny
 
-FEATURES = {"task": {"name": "tagging", "feature_layers": 2}, "optimizer": {"frozen": "bert/"}}
+FEATURES = {
+    "model": {"num_layers": 2},
+    "task": {"name": "tagging", "feature_layers": 2},
+    "optimizer": {"frozen": "bert/"},
+}
 
 
 def feature_run(folder: pathlib.Path, **changes: dict[str, Any]) -> RunConfig:

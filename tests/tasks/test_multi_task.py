@@ -64,7 +64,7 @@ def parts_of(folder: pathlib.Path, dropout: float = 0.1) -> dict[str, dict[str, 
 
 def several(folder: pathlib.Path, dropout: float = 0.1, **changes: Any) -> RunConfig:
     """A run of both; `changes` are fields by section, or whole sections."""
-    values = tiny_run(folder).to_dict()
+    values = tiny_run(folder, model={"num_layers": 2}).to_dict()
     values |= {"task": {"name": "multi_task"}, "tasks": parts_of(folder, dropout)}
     for section, fields in changes.items():
         values[section] = values[section] | fields
@@ -263,7 +263,7 @@ def test_one_task_of_a_kind_is_what_it_is_alone(tmp_path: pathlib.Path) -> None:
     run = several(tmp_path)
     short = dataclasses.replace(run.train, steps=5, log_every=1)
     run = dataclasses.replace(run, train=short, tasks={"reviews": run.tasks["reviews"]})
-    plain = tiny_run(tmp_path, data=parts["reviews"]["data"])
+    plain = tiny_run(tmp_path, model={"num_layers": 2}, data=parts["reviews"]["data"])
     plain = dataclasses.replace(plain, train=short)
     metrics, alone = run_tiny(run, tmp_path / "run"), run_tiny(plain, tmp_path / "plain")
     assert {name: metrics[f"reviews/{name}"] for name in ("accuracy", "loss")} == {

@@ -33,6 +33,7 @@ GOLDENS = pathlib.Path(__file__).parents[1] / "goldens" / "pretraining"
 VALUES: dict[str, dict[str, Any]] = {
     "model": {
         "init_checkpoint": str(CHECKPOINT),
+        "num_layers": 1,
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
     },

@@ -213,6 +213,7 @@ def test_it_learns_and_saves_its_threshold(tmp_path: pathlib.Path) -> None:
     assert measured["loss"] == pytest.approx(best["loss"], abs=1e-6)
 
 
+@pytest.mark.slow  # tests/test_training.py has the loop
 def test_a_run_that_was_stopped_ends_with_the_same_bits(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

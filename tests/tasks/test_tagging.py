@@ -133,6 +133,7 @@ def test_it_learns_and_is_measured_as_conlleval_measures(trained: Trained) -> No
     assert printed.startswith(f"processed {words} tokens with ")
 
 
+@pytest.mark.slow  # tests/test_training.py has the loop
 def test_stopped_and_continued_it_ends_with_the_same_bits(tmp_path: pathlib.Path) -> None:
     run = tagging_run(tmp_path, train={"steps": 8, "save_every": 4, "log_every": 4})
     whole = run_tiny(run, tmp_path / "whole")
