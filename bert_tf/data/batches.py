@@ -9,16 +9,19 @@ of a batch is padding.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import zlib
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol, overload
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import tensorflow as tf
 
 from bert_tf.config import RunConfig, TrainConfig
+from bert_tf.data.chunks import in_chunks, traced
 from bert_tf.data.text import TextExamples
 from bert_tf.distribution import Accelerator
+from bert_tf.tokenization import Tokenizer
 
 # ----------------------------------------------------------------------------------------- the plan
 
@@ -226,17 +229,6 @@ __all__ = [
 
 LINES_PER_CHUNK = 1024  # tokenized by one call: hides its cost, and leaves work for every core
 
-
-class Tokenizer(Protocol):
-    """What this file needs of `bert_tf.tokenization.Tokenizer`."""
-
-    def __call__(self, text: tf.Tensor) -> tf.RaggedTensor:
-        """Maps strings [E] to ragged int32 WordPiece ids [E, (S)], without special tokens."""
-
-    def pack(self, a: tf.RaggedTensor, b: tf.RaggedTensor | None, max_seq_length: int) -> Any:  # noqa: ANN401 - a named tuple of ragged tensors
-        """Returns ragged `.token_ids` and `.segment_ids` [E, (S)] of `[CLS] a [SEP] b [SEP]`."""
-
-
 # AutoGraph rewrites Python control flow on tensors, of which there is none here; it would take most
 # of the time to the first batch.
 without_autograph = tf.autograph.experimental.do_not_convert
@@ -305,24 +297,24 @@ def tokenize(
     targets: dict[str, np.ndarray],
 ) -> Examples:
     """Tokenizes all texts, in chunks on all cores, into rows of at most `max_seq_length` tokens."""
+    columns = [texts.text_a] if texts.text_b is None else [texts.text_a, texts.text_b]
+    function = packer(tokenizer, len(columns), max_seq_length)
+    token_ids, segment_ids, lengths = in_chunks(function, columns, LINES_PER_CHUNK)
+    row_splits = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    return Examples(token_ids.astype(np.int32), segment_ids.astype(np.int32), row_splits, targets)
 
-    @without_autograph
-    def tokenize_chunk(*segments: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+
+@functools.lru_cache(maxsize=4)  # the files of a run share one
+def packer(tokenizer: Tokenizer, columns: int, max_seq_length: int) -> Callable[..., Any]:
+    """From one or two columns of texts to token ids, segment ids and lengths of rows."""
+
+    def pack(*segments: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         pieces = [tokenizer(segment) for segment in segments]
         packed = tokenizer.pack(pieces[0], pieces[1] if len(pieces) > 1 else None, max_seq_length)
         lengths = packed.token_ids.row_lengths()
         return packed.token_ids.flat_values, packed.segment_ids.flat_values, lengths
 
-    segments = [texts.text_a] if texts.text_b is None else [texts.text_a, texts.text_b]
-    with tf.device("CPU:0"):
-        lines = tf.data.Dataset.from_tensor_slices(tuple(tf.constant(lines) for lines in segments))
-    chunks = lines.batch(LINES_PER_CHUNK).map(
-        tokenize_chunk, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
-    )
-    parts = zip(*chunks.as_numpy_iterator(), strict=True)
-    token_ids, segment_ids, lengths = (np.concatenate(part) for part in parts)
-    row_splits = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    return Examples(token_ids.astype(np.int32), segment_ids.astype(np.int32), row_splits, targets)
+    return traced(pack, columns)
 
 
 def dataset(examples: Examples, batches: Sequence[Batch], static: bool) -> tf.data.Dataset:

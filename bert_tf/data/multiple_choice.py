@@ -35,6 +35,7 @@ from bert_tf.data.text import (
 )
 from bert_tf.data.text_groups import TextGroups
 from bert_tf.data.tfds import Row
+from bert_tf.tokenization import Tokenizer
 
 FEWEST_CHOICES = 2
 
@@ -190,7 +191,7 @@ class ChoiceExamples(TextGroups):
 
 
 def tokenize_choices(
-    tokenizer: batches.Tokenizer, texts: ChoiceTexts, max_seq_length: int
+    tokenizer: Tokenizer, texts: ChoiceTexts, max_seq_length: int
 ) -> ChoiceExamples:
     """Tokenizes all choices into rows of at most `max_seq_length` tokens; target `label` [E]."""
     starts = texts.starts or [b""] * len(texts)

@@ -10,7 +10,9 @@ Legend: Q questions, W windows, S pieces of a window, K pieces of all contexts.
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -18,6 +20,7 @@ from absl import logging
 
 from bert_tf.config import BertConfig, DataConfig
 from bert_tf.data import batches
+from bert_tf.data.chunks import in_chunks, traced
 from bert_tf.data.squad import Answer, Questions, best_answer
 from bert_tf.tokenization import Tokenizer, TokensWithOffsets
 
@@ -168,13 +171,11 @@ class WindowExamples(batches.Examples):
     char_end: np.ndarray  # int32 [K]
 
 
-def tokenize_questions(
-    tokenizer: Tokenizer, questions: Questions, data: DataConfig
-) -> WindowExamples:
-    """Tokenizes and cuts all questions, in chunks on all cores."""
+@functools.lru_cache(maxsize=4)  # the files of a run share one
+def window_cutter(tokenizer: Tokenizer, data: DataConfig) -> Callable[..., Any]:
+    """From questions and contexts to the arrays that `WindowExamples` are made of."""
 
-    @batches.without_autograph
-    def tokenize_chunk(question: tf.Tensor, context: tf.Tensor) -> dict[str, tf.Tensor]:
+    def cut_windows(question: tf.Tensor, context: tf.Tensor) -> dict[str, tf.Tensor]:
         pairs = tokenize_pairs(tokenizer, question, context)
         windows = cut(tokenizer, pairs, data)
         return {
@@ -192,21 +193,18 @@ def tokenize_questions(
             "char_end": pairs.context.char_end.values,
         }
 
-    with tf.device("CPU:0"):
-        texts = tf.data.Dataset.from_tensor_slices(
-            (
-                tf.constant([row.question for row in questions.rows]),
-                tf.constant([row.context for row in questions.rows]),
-            )
-        )
-    chunks = texts.batch(QUESTIONS_PER_CHUNK).map(
-        tokenize_chunk, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
-    )
-    parts: dict[str, list[np.ndarray]] = {}
-    for chunk in chunks.as_numpy_iterator():
-        for name, values in chunk.items():
-            parts.setdefault(name, []).append(values)
-    arrays = {name: np.concatenate(values) for name, values in parts.items()}
+    return traced(cut_windows, columns=2)
+
+
+def tokenize_questions(
+    tokenizer: Tokenizer, questions: Questions, data: DataConfig
+) -> WindowExamples:
+    """Tokenizes and cuts all questions, in chunks on all cores."""
+    columns = [
+        [row.question for row in questions.rows],
+        [row.context for row in questions.rows],
+    ]
+    arrays = in_chunks(window_cutter(tokenizer, data), columns, QUESTIONS_PER_CHUNK)
     examples = WindowExamples(
         token_ids=arrays["token_ids"],
         segment_ids=arrays["segment_ids"],

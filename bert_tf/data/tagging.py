@@ -6,14 +6,17 @@ Legend: E texts, R words and T pieces of all texts, M windows, W decided words o
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, pairwise
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from absl import logging
 
 from bert_tf.data.batches import Examples
+from bert_tf.data.chunks import in_chunks, traced
 from bert_tf.data.conll import TaggedSource
 from bert_tf.data.windows import SPECIAL_PIECES, Windows, cut_windows
 from bert_tf.spans import OUTSIDE, Span
@@ -23,9 +26,6 @@ WORDS_PER_CHUNK = 16_384  # tokenized by one call
 TEXTS_PER_CHUNK = 512
 NOTHING = -1  # first piece of a word that vanishes in normalisation; label of one without a label
 CONTINUES = "##"
-
-# AutoGraph rewrites Python control flow on tensors, of which there is none here.
-without_autograph = tf.autograph.experimental.do_not_convert
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,16 +77,34 @@ def continuations(tokenizer: Tokenizer) -> np.ndarray:
     )
 
 
+@functools.lru_cache(maxsize=4)  # the files of a run share one
+def word_reader(tokenizer: Tokenizer) -> Callable[..., Any]:
+    """From words to their pieces, and how many each has."""
+
+    def pieces(words: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        found: tf.RaggedTensor = tokenizer(words)
+        return found.values, found.row_lengths()
+
+    return traced(pieces, columns=1)
+
+
+@functools.lru_cache(maxsize=4)
+def text_reader(tokenizer: Tokenizer) -> Callable[..., Any]:
+    """From texts to their pieces, how many each has, and where they start and end."""
+
+    def pieces(texts: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        found = tokenizer(texts, offsets=True)
+        places = (found.char_start.values, found.char_end.values)
+        return (found.token_ids.values, found.token_ids.row_lengths(), *places)
+
+    return traced(pieces, columns=1)
+
+
 def of_words(tokenizer: Tokenizer, source: TaggedSource) -> TaggedText:
     """The pieces of given words; a text is its words with a space between them."""
     words = [word for each in source.words for word in each.words]
-
-    @without_autograph
-    def pieces(chunk: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        found: tf.RaggedTensor = tokenizer(chunk)
-        return found.values, found.row_lengths()
-
-    token_ids, lengths = in_chunks(pieces, words, WORDS_PER_CHUNK)
+    encoded = [word.encode() for word in words]
+    token_ids, lengths = in_chunks(word_reader(tokenizer), [encoded], WORDS_PER_CHUNK)
     piece_ends = running_total(lengths)  # [R + 1]
     words_of = running_total([len(each.words) for each in source.words])
     sizes = np.array([len(word) for word in words], np.int64)
@@ -108,15 +126,9 @@ def of_words(tokenizer: Tokenizer, source: TaggedSource) -> TaggedText:
 
 def of_texts(tokenizer: Tokenizer, source: TaggedSource) -> TaggedText:
     """The words that the tokenizer splits texts into, at white space and around punctuation."""
-
-    @without_autograph
-    def pieces(chunk: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        found = tokenizer(chunk, offsets=True)
-        places = (found.char_start.values, found.char_end.values)
-        return (found.token_ids.values, found.token_ids.row_lengths(), *places)
-
     texts = [each.text for each in source.texts]
-    token_ids, lengths, starts, ends = in_chunks(pieces, texts, TEXTS_PER_CHUNK)
+    encoded = [text.encode() for text in texts]
+    token_ids, lengths, starts, ends = in_chunks(text_reader(tokenizer), [encoded], TEXTS_PER_CHUNK)
     pieces_of = running_total(lengths)
     first = np.flatnonzero(~continuations(tokenizer)[token_ids])  # [R]
     last = np.append(first[1:], len(token_ids))[: len(first)] - 1
@@ -132,20 +144,6 @@ def of_texts(tokenizer: Tokenizer, source: TaggedSource) -> TaggedText:
         first.astype(np.int64),
     )
     return dataclasses.replace(text, tags=tags_of_spans(text))
-
-
-def in_chunks(
-    function: Callable[..., tuple[tf.Tensor, ...]], strings: list[str], size: int
-) -> list[np.ndarray]:
-    """The results of the function for all strings, on all cores, one after the other."""
-    with tf.device("CPU:0"):
-        encoded = [string.encode() for string in strings]
-        every = tf.data.Dataset.from_tensor_slices(tf.constant(encoded, tf.string, [len(encoded)]))
-    chunks = every.batch(size).map(function, tf.data.AUTOTUNE, deterministic=True)
-    parts = list(chunks.as_numpy_iterator()) or [
-        tuple(part.numpy() for part in function(tf.constant([], tf.string)))
-    ]
-    return [np.concatenate(part) for part in zip(*parts, strict=True)]
 
 
 def running_total(lengths: np.ndarray | list[int]) -> np.ndarray:

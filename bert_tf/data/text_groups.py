@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from bert_tf.data.batches import NOT_AN_EXAMPLE, Examples, Tokenizer, tokenize
+from bert_tf.data.batches import NOT_AN_EXAMPLE, Examples, tokenize
 from bert_tf.data.text import TextExamples
+from bert_tf.tokenization import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
