@@ -20,7 +20,7 @@ Command: python scripts/learn_vocab.py --input_file='data/text/train/*.txt' \
 Files:   data/text/train/*.txt and other texts in data/text/dev/; the commands make the rest. Pairs,
          masks and packed rows are made anew in every epoch. 5.3 million parameters.
 Device:  any; 2,048 tokens a step: 8,500 steps of 64 rows x 32, then 600 of 16 x 128.
-Hours:   1.4 on 2 cores of an Ice Lake Xeon at 2.5 GHz, beside other programs.
+Hours:   1.4 on 2 cores of a Cascade Lake Xeon at 2.5 GHz, beside other programs.
 Score:   held-out books: masked-LM loss 4.18, accuracy 30.8% after phase 2; 3.69 and 36.0% on
          rows of 32 tokens after phase 1 (RESULTS.md): 41 books, 20 MB.
 
