@@ -198,6 +198,20 @@ def test_every_module_has_a_layer() -> None:
     assert not unlisted, f"give these a line in LAYERS of {_name(pathlib.Path(__file__))}"
 
 
+def test_readme_lists_every_module_and_script() -> None:
+    listed = re.findall(
+        r"`([^`]+)`", (ROOT / "README.md").read_text("utf-8").split("## The source")[1]
+    )
+    files = [path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py")]
+    files += [pathlib.Path(path.name) for path in (ROOT / "scripts").glob("*.py")]
+    unlisted = {
+        str(path)
+        for path in files
+        if path.name != "__init__.py" and not any(path.match(pattern) for pattern in listed)
+    }
+    assert not unlisted, "give these a line in the README"
+
+
 def test_imports_point_down() -> None:
     wrong = []
     for path in _python_files("bert_tf"):
