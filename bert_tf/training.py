@@ -289,7 +289,7 @@ def make_train_steps(
 
     def replica_step(batch: Features) -> dict[str, tf.Tensor]:
         context = tf.distribute.get_replica_context()
-        total = tf.distribute.ReduceOp.SUM
+        total, mask = tf.distribute.ReduceOp.SUM, batch["mask"]
         weight = context.all_reduce(total, tf.reduce_sum(batch["weight"]))
         term_weights = context.all_reduce(total, task.term_weights(batch))  # [T]
         seed = tf.random.fold_in(
@@ -306,10 +306,8 @@ def make_train_steps(
         return sums | {
             "loss": loss * weight,
             "weight": weight,
-            "tokens": context.all_reduce(
-                total, tf.math.count_nonzero(batch["mask"], dtype=tf.float32)
-            ),
-            "positions": context.all_reduce(total, tf.cast(tf.size(batch["mask"]), tf.float32)),
+            "tokens": context.all_reduce(total, tf.math.count_nonzero(mask, dtype=tf.float32)),
+            "positions": context.all_reduce(total, tf.cast(tf.size(mask), tf.float32)),
             "steps": tf.constant(1.0),
             "learning_rate": update["learning_rate"],
             "bad_step": tf.where(is_bad, tf.cast(optimizer.step, tf.float32), -1.0),
@@ -403,13 +401,12 @@ class Evaluator:
         self.run = run
         self.accelerator = accelerator
 
-        @tf.function(autograph=False, reduce_retracing=True)
-        def predict_batch(batch: Features) -> dict[str, tf.Tensor]:
-            return accelerator.strategy.run(
-                lambda part: task.predict(model, part) | {"example": part["example"]}, args=(batch,)
-            )
+        def predict_part(part: Features) -> dict[str, tf.Tensor]:
+            return task.predict(model, part) | {"example": part["example"]}
 
-        self.predict_batch = predict_batch
+        self.predict_batch = tf.function(
+            lambda batch: accelerator.strategy.run(predict_part, (batch,)), autograph=False
+        )
 
     def predict(self, examples: batches.Examples) -> dict[str, np.ndarray]:
         """The outputs of `Task.predict` for all examples, in their order: each [E, ...]."""
@@ -426,8 +423,11 @@ class Evaluator:
         parts: dict[str, list[np.ndarray]] = {}
         for group in groups:
             dataset = batches.dataset(examples, group, static)
-            for batch in self.accelerator.strategy.experimental_distribute_dataset(dataset):
-                for name, value in self.predict_batch(batch).items():
+            distributed = self.accelerator.strategy.experimental_distribute_dataset(dataset)
+            # The spec leaves the width open; a batch itself would be traced twice.
+            predict_batch = self.predict_batch.get_concrete_function(distributed.element_spec)
+            for batch in distributed:
+                for name, value in predict_batch(batch).items():
                     parts.setdefault(name, []).append(self.all_rows(value))
         return in_order({name: np.concatenate(values) for name, values in parts.items()})
 
