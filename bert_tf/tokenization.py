@@ -10,10 +10,14 @@ Legend: N texts, C code points of all texts, K the same after normalisation, T p
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
+import os
 import re
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_text as tf_text
 
@@ -26,7 +30,7 @@ from bert_tf.text_normalization import (
     unassigned_characters,
 )
 
-__all__ = ["PackedTokens", "Tokenizer", "TokensWithOffsets", "read_vocab"]
+__all__ = ["PackedTokens", "Tokenizer", "TokensWithOffsets", "in_chunks", "read_vocab", "traced"]
 
 MAX_BYTES_PER_WORD = 4 * MAX_CHARACTERS_PER_WORD  # the normaliser counts the characters
 SPECIAL_PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -288,6 +292,43 @@ def _write(folder: str, name: str, content: str) -> None:
     with tf.io.gfile.GFile(temporary, "w") as file:
         file.write(content)
     tf.io.gfile.rename(temporary, f"{folder}/{name}", overwrite=True)
+
+
+# ---------------------------------------------------------------------------- many texts at once
+
+
+def traced(function: Callable[..., Any], columns: int) -> Callable[..., Any]:
+    """The function of so many columns of strings, each [n], as one graph for every n.
+
+    Keep it for the next texts: to trace a tokenizer takes longer than to use it on a small file.
+    """
+    return tf.function(function, [tf.TensorSpec([None], tf.string)] * columns, autograph=False)
+
+
+def in_chunks(
+    function: Callable[..., Any], columns: Sequence[Sequence[str | bytes]], size: int
+) -> Any:  # noqa: ANN401 - the structure that the function returns
+    """The outputs of a `traced` function for all rows, in their order.
+
+    Args:
+        function: returns a tensor, or a tuple or dict of some, with the results of its rows along
+            the first axis.
+        columns: of equal length, which may be 0.
+        size: rows of a chunk.
+
+    Returns:
+        NumPy arrays in the structure that the function returns.
+    """
+
+    def compute(start: int) -> Any:  # noqa: ANN401
+        with tf.device("CPU:0"):
+            chunk = [tf.constant(column[start : start + size], tf.string) for column in columns]
+            return tf.nest.map_structure(lambda output: output.numpy(), function(*chunk))
+
+    # TensorFlow lets go of the interpreter while it computes.
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+        parts = list(threads.map(compute, range(0, max(len(columns[0]), 1), size)))
+    return tf.nest.map_structure(lambda *outputs: np.concatenate(outputs), *parts)
 
 
 # ------------------------------------------------------------------------------------- vocabulary

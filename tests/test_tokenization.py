@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from bert_tf import unicode_table
 from bert_tf.text_normalization import stored_tables
-from bert_tf.tokenization import Tokenizer, read_vocab
+from bert_tf.tokenization import Tokenizer, in_chunks, read_vocab, traced
 
 GOLDENS = pathlib.Path(__file__).parent / "goldens" / "tokenization"
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -522,3 +522,29 @@ def test_many_languages(shared: pathlib.Path, name: str, lower_case: bool) -> No
     tokenizer = Tokenizer(str(shared / "data/vocab" / name / "vocab.txt"), lower_case)
     texts = (shared / "data/multilingual/udhr_388_languages.txt").read_bytes().split(b"\n")
     assert not differences(tokenizer, texts)
+
+
+# ---------------------------------------------------------------------------- many texts at once
+
+
+def test_chunks_are_in_order_and_traced_once() -> None:
+    traces = []
+
+    def measure(text: tf.Tensor, other: tf.Tensor) -> dict[str, tf.Tensor]:
+        traces.append(text.shape)
+        return {"length": tf.strings.length(text), "joined": tf.strings.join([text, other])}
+
+    texts = [b"x" * number for number in range(23)]
+    function = traced(measure, columns=2)
+    for size in (1, 5, 23, 100):
+        found = in_chunks(function, [texts, texts[::-1]], size)
+        assert found["length"].tolist() == list(range(23))
+        assert set(found["joined"]) == {b"x" * 22}
+    assert traces == [[None]]
+
+
+def test_no_texts_have_empty_results() -> None:
+    function = traced(lambda text: (tf.strings.length(text), text), columns=1)
+    lengths, same = in_chunks(function, [[]], 5)
+    assert lengths.shape == same.shape == (0,)
+    assert lengths.dtype == np.int32

@@ -18,10 +18,9 @@ import numpy as np
 import tensorflow as tf
 
 from bert_tf.config import RunConfig, TrainConfig
-from bert_tf.data.chunks import in_chunks, traced
 from bert_tf.data.text import TextExamples
 from bert_tf.distribution import Accelerator
-from bert_tf.tokenization import Tokenizer
+from bert_tf.tokenization import Tokenizer, in_chunks, traced
 
 # ----------------------------------------------------------------------------------------- the plan
 

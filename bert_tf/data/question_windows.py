@@ -20,9 +20,8 @@ from absl import logging
 
 from bert_tf.config import BertConfig, DataConfig
 from bert_tf.data import batches
-from bert_tf.data.chunks import in_chunks, traced
 from bert_tf.data.squad import Answer, Questions, best_answer
-from bert_tf.tokenization import Tokenizer, TokensWithOffsets
+from bert_tf.tokenization import Tokenizer, TokensWithOffsets, in_chunks, traced
 
 QUESTIONS_PER_CHUNK = 256  # tokenized by one call
 CLS_POSITION = 0  # where windows without the answer point to

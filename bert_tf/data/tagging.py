@@ -16,11 +16,10 @@ import tensorflow as tf
 from absl import logging
 
 from bert_tf.data.batches import Examples
-from bert_tf.data.chunks import in_chunks, traced
 from bert_tf.data.conll import TaggedSource
 from bert_tf.data.windows import SPECIAL_PIECES, Windows, cut_windows
 from bert_tf.spans import OUTSIDE, Span
-from bert_tf.tokenization import Tokenizer
+from bert_tf.tokenization import Tokenizer, in_chunks, traced
 
 WORDS_PER_CHUNK = 16_384  # tokenized by one call
 TEXTS_PER_CHUNK = 512
