@@ -5,10 +5,10 @@ Command: python scripts/train.py --config=configs/multi_task_minilm.py --workdir
          python scripts/export.py --workdir=runs/three
 Files:   those of wnut17_minilm.py, cola_minilm.py and sst2_minilm.py (other places:
          --config.tasks.wnut17.data.train=..., --config.tasks.cola.data.data_dir=... and so on).
-Device:  any; 3,711 steps, of which each task gets about as many as in its own recipe.
-Hours:   not measured yet.
-Score:   not measured yet: only some first steps were run. Alone, with the same weights: 20.1%
-         Matthews correlation (CoLA) and 89.3% accuracy (SST-2) on dev; see those recipes.
+Device:  any; 3,176 steps, of which each task gets about as many as in its own recipe.
+Hours:   0.6: CPU time on one core without bfloat16.
+Score:   seed 1: F1 39.9% on test (WNUT-17; alone 42.2%), Matthews correlation 2.2% (CoLA; alone
+         20.1%) and accuracy 89.0% (SST-2; alone 89.3%) on dev: so far each task is better alone.
          Layers, shortcuts and shares are a start, not the outcome of a search. The paper (Sanh et
          al. 2018) has named entities below its other tasks, too, with LSTMs and other data.
 """
@@ -49,7 +49,7 @@ def get_config() -> ConfigDict:
                         max_seq_length=256,
                     ),
                     layer=4,
-                    share=1070.0,  # the steps of its own recipe
+                    share=535.0,  # the steps of its own recipe
                 ),
                 "cola": PartConfig(
                     task=TaskConfig(glue="cola"), data=glue_data, shortcut=True, share=536.0
@@ -61,6 +61,6 @@ def get_config() -> ConfigDict:
             # By size, the default, SST-2 would have 85 of 100 steps and WNUT-17 four.
             multi_task=MultiTaskConfig(sampling="shares"),
             optimizer=OptimizerConfig(name="adamw", learning_rate=1e-4),
-            train=TrainConfig(global_batch_size=32, steps=3711),
+            train=TrainConfig(global_batch_size=32, steps=3176),
         )
     )

@@ -3,14 +3,17 @@
     python scripts/split_questions.py --input=cs224n-dev-v2.0.json --output=data/squad/cs224n
 
 writes data/squad/cs224n.train.json and data/squad/cs224n.dev.json. No text is in both: articles
-that share one stay together. The same share and seed cut the same way every time.
+that share one stay together. The same share and seed cut the same way every time. Questions that
+share an id, as in TyDi QA's file, get ids of their own: predictions go by id.
 """
 
 from __future__ import annotations
 
+import collections
 import itertools
 import os
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -36,6 +39,8 @@ def main(unused_argv: list[str]) -> None:
     """Writes both parts."""
     document = read_document(INPUT.value)
     articles = member(document, "data", list, INPUT.value)
+    if changed := tell_apart(articles):
+        print(f"{changed:,} questions had the id of an earlier one and got ids of their own")
     tf.io.gfile.makedirs(os.path.dirname(OUTPUT.value) or ".")
     parts = split(articles, DEV_SHARE.value, SEED.value)
     for name, part in parts.items():
@@ -70,6 +75,22 @@ def split(articles: list[Article], dev_share: float, seed: int) -> dict[str, lis
     return parts
 
 
+def tell_apart(articles: list[Article]) -> int:
+    """Changes ids that were there before, the second "7" to "7-2"; returns how many those were."""
+    seen: set[str] = set()
+    repeats: collections.Counter[str] = collections.Counter()
+    changed = 0
+    for question in questions_of(articles):
+        given = own = member(question, "id", str, INPUT.value)
+        while own in seen:
+            repeats[given] += 1
+            own = f"{given}-{repeats[given] + 1}"
+        changed += own != given
+        question["id"] = own
+        seen.add(own)
+    return changed
+
+
 def group(articles: list[Article]) -> list[list[int]]:
     """The numbers of articles that share a text, directly or by way of others, together."""
     numbers: dict[str, int] = {}  # of texts
@@ -89,9 +110,14 @@ def group(articles: list[Article]) -> list[list[int]]:
 
 
 def count(articles: list[Article]) -> int:
-    """Questions of some articles."""
-    paragraphs = itertools.chain.from_iterable(map(paragraphs_of, articles))
-    return sum(len(member(paragraph, "qas", list, INPUT.value)) for paragraph in paragraphs)
+    """How many questions some articles have."""
+    return sum(1 for _ in questions_of(articles))
+
+
+def questions_of(articles: list[Article]) -> Iterator[dict[str, Any]]:
+    """The questions of some articles; raises ValueError where something is missing."""
+    for paragraph in itertools.chain.from_iterable(map(paragraphs_of, articles)):
+        yield from member(paragraph, "qas", list, INPUT.value)
 
 
 def paragraphs_of(article: Article) -> list[Any]:

@@ -91,11 +91,20 @@ def test_articles_that_share_a_text_stay_together(tmp_path: pathlib.Path) -> Non
         random.Random(seed).shuffle(articles)
         source.write_text(json.dumps({"version": "1.1", "data": articles}))
         flags = [f"--input={source}", f"--output={tmp_path / 'part'}", "--dev_share=0.5"]
-        ok(run_script("split_questions", *flags, f"--seed={seed}"))
-        train, dev = (
-            texts_of(json.loads((tmp_path / f"part.{name}.json").read_text()))
-            for name in ("train", "dev")
-        )
+        printed = ok(run_script("split_questions", *flags, f"--seed={seed}")).stdout
+        assert "39 questions had the id of an earlier one" in printed
+        parts = [
+            json.loads((tmp_path / f"part.{name}.json").read_text()) for name in ("train", "dev")
+        ]
+        ids = {
+            question["id"]
+            for part in parts
+            for article in part["data"]
+            for each in article["paragraphs"]
+            for question in each["qas"]
+        }
+        assert ids == {"a"} | {f"a-{number}" for number in range(2, 41)}
+        train, dev = map(texts_of, parts)
         assert not train & dev
         assert len(train | dev) == 31
         assert len({f"text {number}" for number in range(11)} & dev) in (0, 11)

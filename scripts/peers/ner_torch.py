@@ -276,7 +276,7 @@ def parse_flags() -> argparse.Namespace:
     parser.add_argument("--seeds", default="1,2,3", help="comma-separated, a run each")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--learning_rate", type=float, default=2e-4)
-    parser.add_argument("--epochs", type=float, default=10.0)
+    parser.add_argument("--epochs", type=float, default=5.0)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--max_seq_length", type=int, default=256)
     parser.add_argument("--max_steps", type=int, help="a shorter run, with a shorter schedule")
