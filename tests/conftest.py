@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import pathlib
 
@@ -33,10 +32,6 @@ def _configure_tensorflow() -> None:
 
 
 _configure_tensorflow()
-# Nothing of these imports will ever be garbage, and graphs are many objects: looking through all of
-# them as often as Python does by itself was a tenth of the time.
-gc.freeze()
-gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.fixture(autouse=True)
