@@ -56,10 +56,10 @@ class EmbeddingConfig:
                     f"{count - 1} (-1 is the last)."
                 )
         positions = encoder.config.max_position_embeddings
-        if self.max_seq_length and not 2 <= self.max_seq_length <= positions:
+        if self.max_seq_length and not 3 <= self.max_seq_length <= positions:
             raise ValueError(
-                f"max_seq_length={self.max_seq_length} must be from 2 ([CLS] and [SEP]) to "
-                f"{positions}, the position table of this encoder."
+                f"max_seq_length={self.max_seq_length} must be from 3 ([CLS], a piece and [SEP]) "
+                f"to {positions}, the position table of this encoder."
             )
         if encoder.tokenizer is None:
             raise ValueError(

@@ -15,11 +15,13 @@ ending `.tmp` is therefore always whole.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import re
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -45,6 +47,16 @@ FREE_FIELDS = (
     "train.keep_checkpoints",
     "train.eval_batch_size",
     "distillation.cache",
+)
+
+# What writing a file ends in.
+FILE_ERRORS = (
+    tf.errors.AlreadyExistsError,
+    tf.errors.FailedPreconditionError,
+    tf.errors.NotFoundError,
+    tf.errors.PermissionDeniedError,
+    tf.errors.ResourceExhaustedError,
+    tf.errors.UnknownError,
 )
 
 
@@ -129,6 +141,20 @@ def read_run(workdir: str) -> RunConfig:
     if not tf.io.gfile.exists(path):
         raise ValueError(f"--workdir={workdir} is not the folder of a run: it has no run.json.")
     return RunConfig.from_dict(read_json(path))
+
+
+@contextlib.contextmanager
+def writing(place: str) -> Iterator[None]:
+    """Errors of the file system inside become a ValueError that names the place."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        if not isinstance(error, FILE_ERRORS) or "OOM" in error.message:  # memory of a device
+            raise
+        raise ValueError(
+            f"{place} cannot be written ({error.message}); choose a folder on a disk with space, "
+            "where you may write."
+        ) from None
 
 
 def write_step(folder: str, progress: Progress, tensors: dict[str, np.ndarray], keep: int) -> None:
@@ -225,9 +251,11 @@ def copy_for_serving(source: str, target: str) -> None:
         raise ValueError(f"{source} has no best weights to copy.")
     copied = os.path.join(target, "best", os.path.basename(newest))
     remove_tree(os.path.join(target, "best"))
-    tf.io.gfile.makedirs(copied)
+    temporary = copied + ".tmp"
+    tf.io.gfile.makedirs(temporary)
     for name in tf.io.gfile.listdir(newest):
-        tf.io.gfile.copy(os.path.join(newest, name), os.path.join(copied, name))
+        tf.io.gfile.copy(os.path.join(newest, name), os.path.join(temporary, name))
+    tf.io.gfile.rename(temporary, copied)
     for name in names:
         if tf.io.gfile.exists(os.path.join(source, name)):
             tf.io.gfile.copy(os.path.join(source, name), os.path.join(target, name), overwrite=True)

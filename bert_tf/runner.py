@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import os
 from collections.abc import Callable
 
@@ -39,14 +38,15 @@ def train(run: RunConfig, workdir: str, restarts: int = 1) -> dict[str, float]:
     check_task(run)
     accelerator = connect(run)
     if restarts == 1:
-        return train_once(run, workdir, accelerator, home=workdir)
+        return train_once(run, workdir, accelerator, home=workdir)[1]
     results: list[dict[str, float]] = []
     for seed in range(run.train.seed, run.train.seed + restarts):
         logging.info("Seed %d (%d of %d).", seed, len(results) + 1, restarts)
         seeded = dataclasses.replace(run, train=dataclasses.replace(run.train, seed=seed))
-        metrics = train_once(seeded, os.path.join(workdir, f"seed-{seed}"), accelerator, workdir)
+        folder = os.path.join(workdir, f"seed-{seed}")
+        chosen, metrics = train_once(seeded, folder, accelerator, workdir)
         results.append({"seed": seed} | metrics)
-    return keep_best(workdir, results, run.train.best_metric)
+    return keep_best(workdir, results, chosen)
 
 
 def check_task(run: RunConfig) -> None:
@@ -68,17 +68,21 @@ def connect(run: RunConfig) -> distribution.Accelerator:
 
 def train_once(
     run: RunConfig, workdir: str, accelerator: distribution.Accelerator, home: str
-) -> dict[str, float]:
-    """One run in one folder; `home` has what all seeds share, such as a teacher's logits."""
+) -> tuple[str, dict[str, float]]:
+    """One run in one folder; `home` has what all seeds share, such as a teacher's logits.
+
+    Returns:
+        The metric that chooses the best weights, and the metrics of the best evaluation.
+    """
     task, pretrained = new_task(run)
     task = distillation.with_teacher(task, home, accelerator)
-    return training.train(run, workdir, accelerator, task, pretrained)
+    metrics = training.train(run, workdir, accelerator, task, pretrained)
+    return training.check_metric(run, task), metrics
 
 
-def keep_best(workdir: str, results: list[dict[str, float]], best_metric: str) -> dict[str, float]:
-    """Writes `restarts.json` and copies the best run's files to `workdir`."""
+def keep_best(workdir: str, results: list[dict[str, float]], chosen: str) -> dict[str, float]:
+    """Writes `restarts.json` and copies the files of the run with the best metric to `workdir`."""
     names = [name for name in results[0] if name not in ("seed", "step")]
-    chosen = best_metric or names[0]
     best = results[0]
     for result in results[1:]:
         best = result if training.is_better(chosen, result, best) else best
@@ -99,9 +103,8 @@ def keep_best(workdir: str, results: list[dict[str, float]], best_metric: str) -
 
 
 def mean_and_deviation(values: list[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation (nan for a single value)."""
-    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
-    return float(np.mean(values)), deviation
+    """Mean and sample standard deviation of two values or more."""
+    return float(np.mean(values)), float(np.std(values, ddof=1))
 
 
 @dataclasses.dataclass(frozen=True)

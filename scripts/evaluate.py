@@ -51,7 +51,8 @@ def main(unused_argv: list[str]) -> None:
     if INPUT.value is None and WORKDIR.value is not None:
         of_task = f"_{TASK.value}" if TASK.value else ""
         path = os.path.join(WORKDIR.value, f"eval_{SPLIT.value}{of_task}.json")
-        run_folder.write_json(path, metrics | {"examples": len(examples)})
+        with run_folder.writing(path):
+            run_folder.write_json(path, metrics | {"examples": len(examples)})
 
 
 if __name__ == "__main__":

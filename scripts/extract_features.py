@@ -26,7 +26,7 @@ import tqdm
 from absl import flags
 
 import bert_tf
-from bert_tf import command_line, embedding
+from bert_tf import command_line, embedding, run_folder
 from bert_tf.data.text import read_lines
 from bert_tf.distribution import POLICIES
 from bert_tf.embedding import POOLINGS, Embedder, EmbeddingConfig
@@ -64,21 +64,24 @@ def main(unused_argv: list[str]) -> None:
     config = EmbeddingConfig(POOLING.value, layers(), NORMALIZE.value, MAX_SEQ_LENGTH.value)
     embedder = Embedder(encoder, config)
     count = sum(1 for _ in read_lines(INPUT.value))  # bad UTF-8 is found before any work
-    try:
-        extract(embedder, count, ending)
-    except tf.errors.OpError as error:
-        raise ValueError(
-            f"--output={OUTPUT.value} cannot be written ({error.message}); choose a folder on a "
-            "disk with space, where you may write."
-        ) from None
+    if tf.io.gfile.isdir(OUTPUT.value):
+        raise ValueError(f"--output={OUTPUT.value} is a folder; name a file.")
+    with run_folder.writing(f"--output={OUTPUT.value}"):
+        tf.io.gfile.makedirs(os.path.dirname(OUTPUT.value) or ".")
+        temporary = f"{OUTPUT.value}.tmp"
+        try:
+            extract(embedder, count, ending, temporary)
+            tf.io.gfile.rename(temporary, OUTPUT.value, overwrite=True)
+        except BaseException:
+            if tf.io.gfile.exists(temporary):
+                tf.io.gfile.remove(temporary)
+            raise
     print(f"{count:,} texts in {OUTPUT.value}")
 
 
-def extract(embedder: Embedder, count: int, ending: str) -> None:
-    """Writes the vectors of `count` texts; the file gets its name when all are there."""
-    tf.io.gfile.makedirs(os.path.dirname(OUTPUT.value) or ".")
-    temporary = f"{OUTPUT.value}.tmp"
-    with open_output(temporary, ending, (count, embedder.size)) as write:
+def extract(embedder: Embedder, count: int, ending: str, path: str) -> None:
+    """Writes the vectors of `count` texts."""
+    with open_output(path, ending, (count, embedder.size)) as write:
         progress = tqdm.tqdm(total=count, unit=" texts", mininterval=1.0)
         vectors = embedder.stream(texts(), progress.update)
         if embedder.config.pooling == "none":
@@ -88,7 +91,6 @@ def extract(embedder: Embedder, count: int, ending: str) -> None:
         for row in rows:
             write(*row)
         progress.close()
-    tf.io.gfile.rename(temporary, OUTPUT.value, overwrite=True)
 
 
 def texts() -> Iterator[str]:

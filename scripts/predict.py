@@ -28,6 +28,7 @@ ACCELERATOR = flags.DEFINE_string("accelerator", None, "auto, cpu, gpu or tpu.")
 
 def main(unused_argv: list[str]) -> None:
     """Predicts as the flags say."""
+    prediction.make_folder(OUTPUT.value)
     session = runner.open_session(WORKDIR.value, ACCELERATOR.value, TASK.value)
     task = session.task_for(SPLIT.value, INPUT.value)
     answers = answers_of(task, "label a file")

@@ -49,6 +49,7 @@ LAYERS = {
     "run_folder": 4,
     "runner": 4,
     "serving_warmup": 4,
+    "teacher": 4,
     "training": 4,
     "bert_tf": 5,  # bert_tf/__init__.py: the names that users import
 }

@@ -14,6 +14,7 @@ import pytest
 import tensorflow as tf
 
 from bert_tf import distillation, restore, run_folder, runner
+from bert_tf import teacher as teachers
 from bert_tf.checkpoints import read_pretrained
 from bert_tf.config import BertConfig, DistillationConfig, RunConfig
 from bert_tf.distillation import DistilledClassification, DistilledTagging, soft_losses
@@ -77,7 +78,10 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
 def student_run(folder: pathlib.Path, teacher: str, **changes: Any) -> RunConfig:
     unlabelled = folder / "unlabelled.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
-    unlabelled.write_text("".join(json.dumps({"text": text}) + "\n" for text in UNLABELLED))
+    # Whatever stands in a column of labels is not looked at.
+    lines = [{"text": text, "label": None} for text in UNLABELLED[:2]]
+    lines += [{"text": text} for text in UNLABELLED[2:]]
+    unlabelled.write_text("".join(json.dumps(line) + "\n" for line in lines))
     values: dict[str, Any] = {
         "model": {"num_layers": 1},
         "optimizer": {"learning_rate": 5e-3},
@@ -188,7 +192,8 @@ class Distilled:
 def distilled(tmp_path_factory: pytest.TempPathFactory, teacher: str) -> Distilled:
     folder = tmp_path_factory.mktemp("student")
     run, workdir = student_run(folder, teacher), folder / "run"
-    return Distilled(run, workdir, runner.train_once(run, str(workdir), on_cpu(), str(workdir)))
+    _, metrics = runner.train_once(run, str(workdir), on_cpu(), str(workdir))
+    return Distilled(run, workdir, metrics)
 
 
 def test_a_student_learns_from_a_teacher(distilled: Distilled, teacher: str) -> None:
@@ -229,7 +234,7 @@ def test_a_run_that_goes_on_does_not_ask_the_teacher_again(
         raise AssertionError("the teacher was opened")
 
     monkeypatch.setattr(restore, "open_run", unwanted)
-    again = runner.train_once(distilled.run, str(stopped), on_cpu(), str(stopped))
+    _, again = runner.train_once(distilled.run, str(stopped), on_cpu(), str(stopped))
     assert again == distilled.metrics
     for name in (f"{last}/model.ckpt.data-00000-of-00001", "metrics.jsonl"):
         assert (stopped / name).read_bytes() == (distilled.workdir / name).read_bytes()
@@ -302,14 +307,28 @@ def test_a_damaged_file_of_logits_is_named(distilled: Distilled, tmp_path: pathl
         student.training_data()
 
 
+def test_other_rounding_of_the_teacher_is_no_other_data(
+    distilled: Distilled, tmp_path: pathlib.Path
+) -> None:
+    student, _ = copied(distilled, tmp_path)
+    before = student.training_data()
+    (path,) = (tmp_path / "cache").glob("*.npy")
+    np.save(path, np.load(path) * np.float32(1 + 1e-6))
+    after = student.training_data()
+    assert (before.targets["teacher"] != after.targets["teacher"]).any()
+    assert after.fingerprint() == before.fingerprint()
+    changed = dataclasses.replace(after, checksum="another teacher")
+    assert changed.fingerprint() != before.fingerprint()
+
+
 def test_a_pass_that_was_killed_goes_on(
     distilled: Distilled, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     student, _ = copied(distilled, tmp_path)
     whole = student.training_data()
     shutil.rmtree(tmp_path / "cache")
-    monkeypatch.setattr(distillation, "TEXTS_PER_FILE", 40)
-    read, asked = distillation.READERS["classification"], []
+    monkeypatch.setattr(teachers, "TEXTS_PER_FILE", 40)
+    read, asked = teachers.READERS["classification"], []
 
     def counted(task: Any, evaluator: Any, texts: Any) -> np.ndarray:
         asked.append(len(texts))
@@ -317,7 +336,7 @@ def test_a_pass_that_was_killed_goes_on(
             raise KeyboardInterrupt
         return read(task, evaluator, texts)
 
-    monkeypatch.setitem(distillation.READERS, "classification", counted)
+    monkeypatch.setitem(teachers.READERS, "classification", counted)
     with pytest.raises(KeyboardInterrupt):
         student.training_data()
     names = sorted(path.name for path in (tmp_path / "cache").iterdir())
@@ -387,7 +406,7 @@ def test_a_tagger_learns_word_by_word_from_another_vocabulary(
     scores = [word["score"] for word in words]
     np.testing.assert_allclose(scores, [*shares.max(axis=1), 0.0], atol=1e-5)
 
-    metrics = runner.train_once(student.run, str(tmp_path / "run"), on_cpu(), str(tmp_path))
+    _, metrics = runner.train_once(student.run, str(tmp_path / "run"), on_cpu(), str(tmp_path))
     assert metrics["step"] == 2
     assert sorted(path.name for path in (tmp_path / "teacher").iterdir()) == [
         "logits-00000-of-00001.npy",

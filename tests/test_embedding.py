@@ -126,7 +126,7 @@ def test_no_text_and_bytes(encoder: bert_tf.BertEncoder) -> None:
         ({"pooling": "sum"}, "pooling='sum' must be one of cls, mean, max, none"),
         ({"layers": (2,)}, r"layers=\[2\]: this encoder has the layers -2 to 1"),
         ({"layers": ()}, r"layers=\[\]"),
-        ({"max_seq_length": 41}, r"max_seq_length=41 must be from 2 .* to 40"),
+        ({"max_seq_length": 41}, r"max_seq_length=41 must be from 3 .* to 40"),
     ],
 )
 def test_mistakes(encoder: bert_tf.BertEncoder, settings: dict[str, Any], message: str) -> None:

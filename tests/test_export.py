@@ -342,6 +342,7 @@ def test_wrong_ids_are_refused_in_words(exports: dict[str, Exported]) -> None:
         f"token_ids must be from 0 to {len(PIECES) - 1}": [ones * len(PIECES), ones, ones],
         "token_ids must be from 0": [-ones, ones, ones],
         "segment_ids must be from 0 to 1": [ones, ones * 2, ones],
+        "mask must be from 0 to 1": [ones, ones, ones * 2],
         "have no columns": [np.zeros([2, 0])] * 3,
     }
     for message, columns in refused.items():

@@ -149,8 +149,8 @@ def test_restarts_keep_the_best(trained: Trained) -> None:
     assert saved["optimizer"]["learning_rate"] == 3e-3
 
 
-@pytest.mark.parametrize(("best_metric", "seed"), [("", 4), ("accuracy", 4), ("loss", 3)])
-def test_lower_is_better_for_a_loss(tmp_path: pathlib.Path, best_metric: str, seed: int) -> None:
+@pytest.mark.parametrize(("chosen", "seed"), [("accuracy", 4), ("loss", 3)])
+def test_lower_is_better_for_a_loss(tmp_path: pathlib.Path, chosen: str, seed: int) -> None:
     results: list[dict[str, float]] = [
         {"seed": 3, "accuracy": 0.5, "loss": 0.1, "step": 2},
         {"seed": 4, "accuracy": 0.9, "loss": 0.7, "step": 2},
@@ -159,10 +159,20 @@ def test_lower_is_better_for_a_loss(tmp_path: pathlib.Path, best_metric: str, se
         weights = {"number": np.float32(number)}
         folder = str(tmp_path / f"seed-{number}/best")
         run_folder.write_step(folder, run_folder.Progress(step=2), weights, keep=1)
-    assert runner.keep_best(str(tmp_path), results, best_metric)["seed"] == seed
+    assert runner.keep_best(str(tmp_path), results, chosen)["seed"] == seed
     assert json.loads((tmp_path / "restarts.json").read_text())["best_seed"] == seed
     copied = read_tensors(str(tmp_path / "best/step-00000002/model.ckpt"))
     assert copied["number"] == seed
+
+
+def test_predictions_that_cannot_be_written_are_an_error_before_any_work(
+    trained: Trained, tmp_path: pathlib.Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    outcome = run_script("predict", trained.flag(), f"--output={tmp_path}/file/predictions")
+    assert outcome.code == 1
+    assert "cannot be written" in outcome.stderr
+    assert "Weights of step" not in outcome.stderr
 
 
 def test_evaluate_measures_what_training_measured(trained: Trained) -> None:

@@ -211,7 +211,7 @@ def read_rows(source: str, data: DataConfig, require_labels: bool) -> Iterator[W
 
 def row_labels(row: Row, name: str, required: bool, where: str) -> list[Any] | None:
     """The list of tags or of spans; None where there may be none."""
-    if name not in row and not required:
+    if row.get(name) is None and not required:
         return None
     labels = text_files.column_value(row, name, where)
     if not isinstance(labels, list):

@@ -118,6 +118,11 @@ def choice_columns(data: DataConfig, row: Row, source: str) -> list[str]:
                 f"{', '.join(shorten(name) for name in row)}. Name one column that holds a list, "
                 "or all columns of choices with commas between them."
             )
+        if column in columns:
+            raise ValueError(
+                f"config.data.choices={data.choices!r} names the column {column!r} of {source} "
+                "twice; name each choice once."
+            )
         columns.append(column)
     return columns
 

@@ -251,8 +251,7 @@ def joined(parts: Sequence[Examples]) -> Examples:
     targets = {}
     for name in parts[0].targets:
         grids = [part.targets[name] for part in parts]
-        missing = [(0, 0), (0, widest)] + [(0, 0)] * (grids[0].ndim - 2)
-        targets[name] = np.concatenate([np.pad(grid, missing)[:, :widest] for grid in grids])
+        targets[name] = np.concatenate([padded_columns(grid, widest) for grid in grids])
     lengths = np.concatenate([part.lengths for part in parts])
     return Examples(
         np.concatenate([part.token_ids for part in parts]),
@@ -260,3 +259,15 @@ def joined(parts: Sequence[Examples]) -> Examples:
         running_total(lengths),
         targets,
     )
+
+
+def widened(examples: TaggedExamples, columns: int) -> TaggedExamples:
+    """The windows with targets [M, columns, ...], filled with 0."""
+    targets = {name: padded_columns(grid, columns) for name, grid in examples.targets.items()}
+    return dataclasses.replace(examples, targets=targets)
+
+
+def padded_columns(grid: np.ndarray, columns: int) -> np.ndarray:
+    """[M, W, ...] to [M, columns, ...], filled with 0."""
+    missing = [(0, 0), (0, columns - grid.shape[1])] + [(0, 0)] * (grid.ndim - 2)
+    return np.pad(grid, missing)

@@ -344,7 +344,7 @@ class ClassificationTask:
         return tf.reduce_sum(losses * batch["weight"], keepdims=True)
 
     def example_losses(self, logits: tf.Tensor, label: tf.Tensor) -> tf.Tensor:
-        """Cross-entropy, summed binary cross-entropy, or squared error: [B, C] to [B]."""
+        """Cross-entropy, the mean of binary cross-entropies, or squared error: [B, C] to [B]."""
         if self.labels.kind == "regression":
             return tf.square(logits[:, 0] - label)
         if self.labels.kind == "multilabel":

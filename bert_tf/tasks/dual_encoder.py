@@ -119,14 +119,14 @@ class DualEncoderTask:
         return bool(self.run.data.label or self.run.task.glue)
 
     def texts(self, split: str) -> TextExamples:
-        """The pairs of `train`, `dev` or `test`; of `train`, those that belong together."""
+        """The pairs of `train`, `dev` or `test`, with or without scores."""
         pairs = read_split(self.run, split, self.has_scores)
         if pairs.text_b is None:
             raise ValueError(
                 "config.data.text_b is empty: a dual encoder learns from pairs of texts; name the "
                 "column of the second one."
             )
-        return positive_pairs(pairs, self.run.task.min_score) if split == "train" else pairs
+        return pairs
 
     def examples(self, split: str) -> TextGroups:
         """The tokenized pairs of a split, with their scores where there are some."""
@@ -140,7 +140,7 @@ class DualEncoderTask:
 
     def training_data(self) -> TextGroups:
         """The pairs that belong together, in memory."""
-        return self.examples("train")
+        return self.tokenize(positive_pairs(self.texts("train"), self.run.task.min_score))
 
     def term_weights(self, batch: Features) -> tf.Tensor:
         """Pairs of the batch for each term, float32 [2]."""
@@ -211,9 +211,15 @@ def positive_pairs(pairs: TextExamples, min_score: float) -> TextExamples:
     """The pairs with a score of at least `min_score`; all where the file has no scores.
 
     Raises:
-        ValueError: there are scores but no `min_score`, or no pair reaches it.
+        ValueError: there are scores but no `min_score`, or the other way round, or no pair reaches
+            it.
     """
     if pairs.labels is None:
+        if min_score:
+            raise ValueError(
+                f"{pairs.source} has no scores, which config.task.min_score={min_score:g} needs: "
+                "name their column in config.data.label, or leave min_score out to learn all pairs."
+            )
         return pairs
     scores = Labels("regression").encode(pairs)
     if not min_score and np.ptp(scores) > 0.0:

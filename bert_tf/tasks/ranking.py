@@ -53,20 +53,18 @@ def loss_and_hits(
 def is_candidate(text_ids: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
     """Which texts each anchor chooses from: ids int32 [G, K], weight [G] to bool [G, X].
 
-    Not those of padding rows, and not what is right but counts as wrong: the anchor itself, its
-    partner once more, and partners of an equal anchor.
+    Not those of padding rows, and not what is right but counts as wrong: the anchor itself, and
+    any text that is a partner of an equal anchor somewhere in the batch, but for the row's own.
     """
     anchor, partner = text_ids[:, 0, tf.newaxis], text_ids[:, 1, tf.newaxis]  # [G, 1]
-    columns = []
-    for k in range(1, text_ids.shape[1]):
-        candidate = text_ids[tf.newaxis, :, k]  # [1, G]
-        wrong = (candidate != anchor) & (candidate != partner)  # [G, G]
-        if k == 1:
-            wrong &= anchor != text_ids[tf.newaxis, :, 0]
-            wrong |= tf.eye(tf.shape(weight)[0], dtype=tf.bool)
-        columns.append(wrong & (weight[tf.newaxis] > 0.0))
-    allowed = tf.concat(columns, axis=1)  # [G, X]
-    # A row of padding keeps one, so that its loss is a number, which has weight 0.
+    candidate = tf.reshape(tf.transpose(text_ids[:, 1:]), [1, -1])  # [1, X]
+    same_anchor = tf.cast(anchor == text_ids[tf.newaxis, :, 0], tf.float32)  # [G, G]
+    is_partner = tf.cast(partner == candidate, tf.float32)  # [G, X]
+    is_right = tf.matmul(same_anchor, is_partner) > 0.0  # [G, X]
+    repeats = tf.shape(text_ids)[1] - 1
+    is_real = tf.tile(weight[tf.newaxis] > 0.0, [1, repeats])  # [1, X]
+    allowed = is_real & (candidate != anchor) & ~is_right
+    # Its own partner; for a row of padding so that its loss is a number, which has weight 0.
     own = tf.eye(tf.shape(allowed)[0], tf.shape(allowed)[1], dtype=tf.bool)
     return allowed | own
 
@@ -102,6 +100,7 @@ def measure(vectors: np.ndarray, text_ids: np.ndarray, scale: float) -> dict[str
         text_ids: int32 [E, 2 or 3], equal where texts are.
         scale: of the cosines.
     """
+    partners = several_partners(text_ids)
     ranks, losses = [], []
     for first in range(0, len(text_ids), ROWS_AT_ONCE):
         rows = np.arange(first, min(first + ROWS_AT_ONCE, len(text_ids)))  # [M]
@@ -109,7 +108,9 @@ def measure(vectors: np.ndarray, text_ids: np.ndarray, scale: float) -> dict[str
         above = scores - scores[np.arange(len(rows)), rows][:, np.newaxis]  # [M, E]
         anchor, partner = text_ids[rows, :1], text_ids[rows, 1:2]  # [M, 1]
         is_wrong = (text_ids[:, 1] != partner) & (text_ids[:, 1] != anchor)  # [M, E]
-        is_wrong &= text_ids[:, 0] != anchor
+        for row, text_id in enumerate(anchor[:, 0]):
+            if text_id in partners:
+                is_wrong[row] &= ~np.isin(text_ids[:, 1], partners[text_id])
         ranks.append(1 + ((above >= 0.0) & is_wrong).sum(axis=1))
         others = np.logaddexp.reduce(np.where(is_wrong, scale * above, -np.inf), axis=1)
         losses.append(np.logaddexp(0.0, others))
@@ -119,3 +120,11 @@ def measure(vectors: np.ndarray, text_ids: np.ndarray, scale: float) -> dict[str
         "recall_at_1": float((rank == 1).mean()),
         "loss": float(np.concatenate(losses).mean()),
     }
+
+
+def several_partners(text_ids: np.ndarray) -> dict[int, np.ndarray]:
+    """The partners of each anchor that has more than one: ids [E, K] to ids by the anchor's."""
+    pairs = np.unique(text_ids[:, :2], axis=0)
+    anchors, firsts, counts = np.unique(pairs[:, 0], return_index=True, return_counts=True)
+    several = zip(anchors, firsts, counts, strict=True)
+    return {anchor: pairs[first : first + n, 1] for anchor, first, n in several if n > 1}

@@ -99,6 +99,7 @@ def id_checks(
     limits = (
         ("token_ids", token_ids, config.vocab_size),
         ("segment_ids", segment_ids, config.type_vocab_size),
+        ("mask", mask, 2),
     )
     for name, values, size in limits:
         message = f"{name} must be from 0 to {size - 1} for this model."

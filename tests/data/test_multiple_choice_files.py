@@ -105,6 +105,10 @@ def test_a_bad_example_is_named(
         (DataConfig(text_a="sent1"), r"no column 'choices' \(config.data.choices='choices'\)"),
         (DataConfig(text_a="sent", choices=ENDINGS), r"no column 'sent' \(config.data.text_a\)"),
         (DataConfig(text_a="sent1", choices=ENDINGS, label="l"), r"no column 'l' \(config.data.la"),
+        (
+            DataConfig(text_a="sent1", choices="ending0,ending0"),
+            "names the column 'ending0' .*twice",
+        ),
         (DataConfig(text_a="sent1", choices="ending0"), "line 2: .*not a list of choices"),
     ],
 )

@@ -27,10 +27,10 @@ from tests.tiny_run import CHECKPOINT, OTHERS, on_cpu, run_tiny, tiny_run
 
 NO_DROPOUT = {"hidden_dropout": 0.0, "attention_dropout": 0.0}
 SCALE = 20.0
-# Seven pairs of the texts 0, 1, ...: the fourth repeats an anchor, the fifth a partner, the sixth
+# Seven pairs of the texts 0, 1, ...: the fourth repeats an anchor, the fifth its partner, the sixth
 # has an anchor as partner, the last is padding. Third column: hard negatives.
 IDS = np.array(
-    [[0, 1, 9], [2, 3, 1], [4, 5, 0], [0, 6, 9], [7, 3, 8], [8, 2, 5], [0, 0, 0]], np.int32
+    [[0, 1, 9], [2, 3, 1], [4, 5, 0], [0, 6, 9], [7, 6, 8], [8, 2, 6], [0, 0, 0]], np.int32
 )
 WEIGHT = np.array([1, 1, 1, 1, 1, 1, 0], np.float32)
 
@@ -39,6 +39,11 @@ def some_vectors(hidden: int = 8) -> np.ndarray:
     """Float32 [7, 3, H]: equal texts have equal vectors."""
     table = np.random.default_rng(3).normal(size=[10, hidden]).astype(np.float32)
     return table[IDS]
+
+
+def right_answers(i: int) -> set[int]:
+    """The anchor of a pair, and whatever is a partner of this anchor."""
+    return {IDS[i, 0]} | {IDS[j, 1] for j in range(6) if IDS[j, 0] == IDS[i, 0]}
 
 
 def loss_by_hand(vectors: np.ndarray, texts: int) -> tuple[float, int]:
@@ -50,10 +55,7 @@ def loss_by_hand(vectors: np.ndarray, texts: int) -> tuple[float, int]:
         own = SCALE * vectors[i, 0] @ vectors[i, 1]
         others = []
         for j, k in itertools.product(range(6), range(1, texts)):
-            right = {IDS[i, 0], IDS[i, 1]}
-            if k == 1 and (j == i or IDS[j, 0] == IDS[i, 0]):
-                continue  # itself, or the partner of an equal anchor
-            if IDS[j, k] not in right:
+            if IDS[j, k] not in right_answers(i):
                 others.append(SCALE * vectors[i, 0] @ vectors[j, k])
         total += np.log(np.exp(own) + np.exp(others).sum()) - own
         hits += own > max(others)
@@ -122,11 +124,7 @@ def test_ranks_are_those_of_a_plain_search(monkeypatch: pytest.MonkeyPatch) -> N
     ranks = []
     for i in range(6):
         scores = vectors[i, 0] @ vectors[:, 1].T
-        wrong = [
-            j
-            for j in range(6)
-            if IDS[j, 1] not in (IDS[i, 0], IDS[i, 1]) and IDS[j, 0] != IDS[i, 0]
-        ]
+        wrong = [j for j in range(6) if IDS[j, 1] not in right_answers(i)]
         ranks.append(1 + sum(scores[j] >= scores[i] for j in wrong))
     assert measured["mean_reciprocal_rank"] == pytest.approx(np.mean([1 / rank for rank in ranks]))
     equal = ranking.measure(np.ones_like(vectors), IDS[:6, :2], SCALE)
@@ -350,6 +348,7 @@ def test_predictions_are_cosines(trained: pathlib.Path) -> None:
         ({"data": {"negative": "nothing"}}, r"no column 'nothing' \(config.data.negative\)"),
         ({"train": {"accumulation": 2}}, "train.accumulation=2 must be 1: the negatives"),
         ({"data": {"label": "score"}}, r"no column 'score' \(config.data.label\)"),
+        ({"task": {"min_score": 4.0}}, r"has no scores, which config.task.min_score=4 needs"),
     ],
 )
 def test_mistakes(tmp_path: pathlib.Path, changes: dict[str, Any], message: str) -> None:
