@@ -17,8 +17,9 @@ import os
 import tensorflow as tf
 from absl import flags
 
-from bert_tf import command_line, export, restore
+from bert_tf import command_line, restore
 from bert_tf.config import DataConfig, ModelConfig, RunConfig, TaskConfig, read_json
+from bert_tf.export import saved_model
 from bert_tf.tasks import serving
 from bert_tf.tasks.dual_encoder import POOLINGS
 
@@ -49,7 +50,7 @@ def main(unused_argv: list[str]) -> None:
     else:
         opened = restore.open_checkpoint(embedding_run(CHECKPOINT.value))
         name = output = OUTPUT.value
-    print(report(export.export_saved_model(opened, output), os.path.abspath(name)))
+    print(report(saved_model.export_saved_model(opened, output), os.path.abspath(name)))
 
 
 def embedding_run(checkpoint: str | None) -> RunConfig:
@@ -63,7 +64,7 @@ def embedding_run(checkpoint: str | None) -> RunConfig:
 
 def report(version_folder: str, workdir: str) -> str:
     """What was written, and how to serve it."""
-    signatures = read_json(os.path.join(version_folder, export.MODEL_CARD))["signatures"]
+    signatures = read_json(os.path.join(version_folder, saved_model.MODEL_CARD))["signatures"]
     lines = [f"{version_folder} ({megabytes(version_folder):.1f} MB)"]
     for name, signature in signatures.items():
         lines.append(f"  {name}")

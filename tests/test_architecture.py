@@ -48,7 +48,6 @@ LAYERS = {
     "restore": 4,
     "run_folder": 4,
     "runner": 4,
-    "serving_warmup": 4,
     "teacher": 4,
     "training": 4,
     "bert_tf": 5,  # bert_tf/__init__.py: the names that users import

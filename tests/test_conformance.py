@@ -21,7 +21,7 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
-from bert_tf import checkpoints, conversion, export, heads
+from bert_tf import checkpoints, conversion, heads
 from bert_tf.checkpoints import Checkpoint
 from bert_tf.config import BertConfig, DataConfig, PartConfig, RunConfig, TaskConfig
 from bert_tf.data import mixture
@@ -34,6 +34,7 @@ from bert_tf.encoder import (
     UnpaddedLayout,
     variables_by_name,
 )
+from bert_tf.export import saved_model
 from bert_tf.restore import OpenedRun
 from bert_tf.tasks import (
     TASKS,
@@ -307,9 +308,9 @@ def as_saved_model(case: Case, model: Any, folder: pathlib.Path) -> Arrays:
     path = str(folder / "saved_model")
     if case.make_task:
         task = case.make_task()
-        exported = export.float32_model(OpenedRun(task.run, task, model.model, {}, "a test"))
+        exported = saved_model.float32_model(OpenedRun(task.run, task, model.model, {}, "a test"))
         signature = answers_of(task, "be exported").signatures(exported)[case.signature]
-        served = export.Served(exported, task.tokenizer)
+        served = saved_model.Served(exported, task.tokenizer)
     else:
         specs = {
             name: tf.TensorSpec([None] * value.shape.rank, value.dtype, name)

@@ -15,11 +15,12 @@ import tensorflow as tf
 import tensorflow_text  # noqa: F401 - the ops of an export
 
 import bert_tf
-from bert_tf import export, restore, run_folder, weights
+from bert_tf import restore, run_folder, weights
 from bert_tf.config import RunConfig
 from bert_tf.data import batches
 from bert_tf.distribution import cpu_strategy
 from bert_tf.encoder import UnpaddedLayout
+from bert_tf.export import saved_model
 from bert_tf.tasks import answers_of, ranking
 from bert_tf.tasks.dual_encoder import DualEncoderTask
 from bert_tf.training import Evaluator, Loop
@@ -295,7 +296,7 @@ def test_scores_choose_what_is_learnt_and_measure_it(trained: pathlib.Path) -> N
 
 def test_the_export_takes_strings_and_gives_the_vectors_of_python(trained: pathlib.Path) -> None:
     opened = restore.open_run(str(trained / "run"))
-    folder = export.export_saved_model(opened, str(trained / "export"))
+    folder = saved_model.export_saved_model(opened, str(trained / "export"))
     model = tf.saved_model.load(folder)
     texts = ["the cat", "", "a dog sat on the mat and read the book in the new house"]
     expected = bert_tf.load(str(trained / "run")).embed(texts, max_seq_length=12)
@@ -304,7 +305,7 @@ def test_the_export_takes_strings_and_gives_the_vectors_of_python(trained: pathl
         assert outputs.keys() == {"embedding"}
         np.testing.assert_allclose(outputs["embedding"], expected, atol=1e-5)
     assert model.signatures["embed"](text=tf.constant([], tf.string))["embedding"].shape == (0, 32)
-    card = json.loads((pathlib.Path(folder) / export.MODEL_CARD).read_text())
+    card = json.loads((pathlib.Path(folder) / saved_model.MODEL_CARD).read_text())
     assert card["embedding"] == {"size": 32, "pooling": "mean", "normalized": True}
     asked = set()
     for name, inputs in answers_of(opened.task, "be exported").warmup_requests():
@@ -317,7 +318,7 @@ def test_any_checkpoint_can_be_exported(tmp_path: pathlib.Path) -> None:
     task = {"pooling": "cls", "normalize": False}
     run = pair_run(tmp_path, task={"name": "dual_encoder"} | task, data={"train": "", "dev": ""})
     opened = restore.open_checkpoint(run)
-    model = export.float32_model(opened)
+    model = saved_model.float32_model(opened)
     embed = answers_of(opened.task, "be exported").signatures(model)["embed"]
     texts = ["the cat", "a new book"]
     expected = bert_tf.load(str(CHECKPOINT)).embed(texts, **task)  # type: ignore[arg-type]

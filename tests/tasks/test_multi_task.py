@@ -15,12 +15,13 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
-from bert_tf import export, restore, run_folder
+from bert_tf import restore, run_folder
 from bert_tf.checkpoints import read_pretrained
 from bert_tf.config import BertConfig, DataConfig, RunConfig
 from bert_tf.data.mixture import MARK, SeveralExamples, draw_tasks, step_shares, task_of
 from bert_tf.distribution import Accelerator, cpu_strategy
 from bert_tf.encoder import PaddedLayout, variables_by_name
+from bert_tf.export import saved_model
 from bert_tf.run_folder import start
 from bert_tf.tasks import answers_of
 from bert_tf.tasks.multi_task import MultiTask, check_settings
@@ -343,7 +344,7 @@ def test_each_signature_answers_as_predict_answers(
     ok(run_script("predict", flag, f"--output={tmp_path}", "--accelerator=cpu"))
     found = {name: lines_of(tmp_path / name / "predictions.jsonl") for name in ("reviews", "names")}
     opened = restore.open_run(workdir)
-    folder = export.export_saved_model(opened, str(tmp_path / "export"))
+    folder = saved_model.export_saved_model(opened, str(tmp_path / "export"))
     served = tf.saved_model.load(folder)
     assert set(served.signatures) == {"reviews", "reviews_ids", "names", "names_ids"}
     texts = [line["text"] for line in lines_of(trained.folder / "test.jsonl")]
@@ -365,7 +366,7 @@ def test_each_signature_answers_as_predict_answers(
     logits = opened.model.parts["names"](features)  # type: ignore[attr-defined]
     real = features["mask"].numpy() > 0
     np.testing.assert_allclose(pieces.numpy()[real], logits.numpy()[real], atol=1e-5)
-    card = json.loads((pathlib.Path(folder) / export.MODEL_CARD).read_text())
+    card = json.loads((pathlib.Path(folder) / saved_model.MODEL_CARD).read_text())
     assert (card["tasks"]["names"]["layer"], card["tasks"]["reviews"]["layer"]) == (1, 2)
     assert card["max_seq_length"] == 32
     for name, inputs in answers_of(opened.task, "be exported").warmup_requests():

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from bert_tf import export, prediction, restore
+from bert_tf import prediction, restore
 from bert_tf.config import RunConfig
 from bert_tf.data.multiple_choice import ChoiceExamples
+from bert_tf.export import saved_model
 from bert_tf.tasks import answers_of
 from bert_tf.tasks.multiple_choice import MultipleChoiceTask
 from bert_tf.training import Evaluator
@@ -81,7 +82,7 @@ class Trained:
     @functools.cached_property
     def served(self) -> Any:
         return tf.saved_model.load(
-            export.export_saved_model(self.opened, str(self.folder / "export"))
+            saved_model.export_saved_model(self.opened, str(self.folder / "export"))
         )
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from bert_tf import export
 from bert_tf.config import read_json
 from bert_tf.data.squad import Question, Questions
 from bert_tf.encoder import variables_by_name
+from bert_tf.export import saved_model
 from bert_tf.restore import OpenedRun
 from bert_tf.tasks.answer_spans import find_answers
 from bert_tf.tasks.question_answering_answers import QuestionAnsweringAnswers
@@ -39,7 +39,7 @@ class Exported:
         threshold = float(np.median([each.null_odds for each in found if each.spans]))
         self.task = dataclasses.replace(task, no_answer_threshold=threshold)
         opened = OpenedRun(task.run, self.task, model, {}, "runs/x/best/step-00000040")
-        self.folder = export.export_saved_model(opened, str(folder / "export"))
+        self.folder = saved_model.export_saved_model(opened, str(folder / "export"))
         self.loaded = tf.saved_model.load(self.folder)
 
     def ask(self, texts: list[tuple[str, str]]) -> Arrays:
@@ -172,7 +172,7 @@ def test_warm_up_requests_can_be_replayed(exported: Exported) -> None:
 
 
 def test_model_card(exported: Exported) -> None:
-    card = read_json(f"{exported.folder}/{export.MODEL_CARD}")
+    card = read_json(f"{exported.folder}/{saved_model.MODEL_CARD}")
     assert card["signatures"]["serving_default"]["inputs"].keys() == {"question", "context"}
     assert ("no_answer_threshold" in card) == exported.task.run.task.no_answer
     threshold = exported.task.no_answer_threshold

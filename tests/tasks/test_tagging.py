@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from bert_tf import export, prediction, restore
+from bert_tf import prediction, restore
 from bert_tf.config import DataConfig, RunConfig
 from bert_tf.data.conll import read_tagged
 from bert_tf.data.tagging import continuations, read_pieces
 from bert_tf.encoder import PaddedLayout
+from bert_tf.export import saved_model
 from bert_tf.spans import to_iob2
 from bert_tf.tasks import answers_of
 from bert_tf.tasks.tagging import TaggingTask, Tags
@@ -260,7 +261,7 @@ def test_served_text_is_answered_as_predict_answers(trained: Trained, constraine
     lines = trained.predicted(source, constrained=constrained)
     opened = trained.opened(constrained=constrained)
     output = trained.folder / f"export-{constrained}"
-    model = tf.saved_model.load(export.export_saved_model(opened, str(output)))
+    model = tf.saved_model.load(saved_model.export_saved_model(opened, str(output)))
     ask = lambda texts: model.signatures["serving_default"](tf.constant(texts, tf.string))  # noqa: E731
     outputs = {name: value.numpy() for name, value in ask(TEXTS).items()}
     longest = max(len(line["words"]) for line in lines)
@@ -293,7 +294,7 @@ def test_served_text_is_answered_as_predict_answers(trained: Trained, constraine
 def test_ids_are_answered_piece_by_piece(trained: Trained) -> None:
     opened = trained.opened()
     answers = answers_of(opened.task, "be exported")
-    signature = answers.signatures(export.float32_model(opened))["ids"]
+    signature = answers.signatures(saved_model.float32_model(opened))["ids"]
     rows = np.array([[2, 30, 31, 32, 3], [2, 40, 3, 0, 0]], np.int32)
     mask = (rows > 0).astype(np.int32)
     inputs = {"token_ids": rows, "segment_ids": rows * 0, "mask": mask}
@@ -337,7 +338,7 @@ def test_a_document_of_100_000_words(trained: Trained) -> None:
     (line,) = trained.predicted(source)
     assert len(line["words"]) == 100_000
     opened = trained.opened()
-    signature = answers_of(opened.task, "be exported").signatures(export.float32_model(opened))
+    signature = answers_of(opened.task, "be exported").signatures(saved_model.float32_model(opened))
     outputs = signature["serving_default"](tf.constant([" ".join(words)]))
     labels = [label.decode() for label in outputs["labels"].numpy()[0]]
     assert labels == [word["label"] for word in line["words"]]

@@ -19,9 +19,10 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 import bert_tf
-from bert_tf import export, run_folder, serving_warmup
+from bert_tf import run_folder
 from bert_tf.config import BertConfig, DataConfig, ModelConfig, RunConfig, TaskConfig, write_json
 from bert_tf.encoder import variables_by_name
+from bert_tf.export import saved_model, warmup
 from bert_tf.restore import OpenedRun
 from bert_tf.tasks import serving
 from bert_tf.tasks.classification import ClassificationTask, Labels
@@ -144,7 +145,7 @@ def exports(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> d
     made = {}
     for kind in ("class", "pair"):
         opened = open_like(kind, tokenizer)
-        folder = export.export_saved_model(opened, str(tmp_path_factory.mktemp(kind)))
+        folder = saved_model.export_saved_model(opened, str(tmp_path_factory.mktemp(kind)))
         made[kind] = Exported(opened, folder, tf.saved_model.load(folder))
     return made
 
@@ -377,7 +378,7 @@ def test_runs_in_bfloat16_export_float32(tokenizer: Tokenizer) -> None:
     keras.mixed_precision.set_global_policy("mixed_bfloat16")
     try:
         opened = open_like("class", tokenizer)
-        model = export.float32_model(opened)
+        model = saved_model.float32_model(opened)
         assert keras.mixed_precision.global_policy().name == "mixed_bfloat16"
     finally:
         keras.mixed_precision.set_global_policy("float32")
@@ -471,11 +472,11 @@ def test_weights_keep_their_names(exports: dict[str, Exported]) -> None:
 
 
 def test_versions_count_up(tmp_path: pathlib.Path) -> None:
-    assert export.next_version(str(tmp_path / "new")) == 1
-    assert export.next_version(str(tmp_path)) == 1
+    assert saved_model.next_version(str(tmp_path / "new")) == 1
+    assert saved_model.next_version(str(tmp_path)) == 1
     for name in ("3", "10", "12.tmp-77", "notes", "0x20"):
         (tmp_path / name).mkdir()
-    assert export.next_version(str(tmp_path)) == 11
+    assert saved_model.next_version(str(tmp_path)) == 11
 
 
 def test_nothing_half_written_has_a_number(
@@ -489,9 +490,9 @@ def test_nothing_half_written_has_a_number(
         raise KeyboardInterrupt
 
     (tmp_path / "1").mkdir()
-    monkeypatch.setattr(serving_warmup, "write_requests", interrupt)
+    monkeypatch.setattr(warmup, "write_requests", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        export.export_saved_model(exports["class"].opened, str(tmp_path))
+        saved_model.export_saved_model(exports["class"].opened, str(tmp_path))
     # What a killed process leaves behind is what was there at that moment.
     assert sorted(seen) == ["1", f"2.tmp-{os.getpid()}"]
     assert [entry.name for entry in tmp_path.iterdir()] == ["1"]
@@ -502,12 +503,12 @@ def test_folder_that_cannot_be_written_is_an_error(
 ) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot be written"):
-        export.export_saved_model(exports["class"].opened, str(tmp_path / "file"))
+        saved_model.export_saved_model(exports["class"].opened, str(tmp_path / "file"))
 
 
 def test_model_card(exports: dict[str, Exported]) -> None:
     one = exports["class"]
-    card = json.loads((pathlib.Path(one.folder) / export.MODEL_CARD).read_text())
+    card = json.loads((pathlib.Path(one.folder) / saved_model.MODEL_CARD).read_text())
     assert card["labels"] == list(LABELS["class"].names)
     assert card["max_seq_length"] == MAX_LENGTH
     assert card["lower_case"] is True
@@ -537,7 +538,7 @@ def warmup_requests(folder: str) -> list[tuple[str, Arrays]]:
     path = os.path.join(folder, "assets.extra", "tf_serving_warmup_requests")
     requests = []
     for record in tf.data.TFRecordDataset(path):
-        log: Any = serving_warmup.prediction_log_class().FromString(record.numpy())
+        log: Any = warmup.prediction_log_class().FromString(record.numpy())
         request = log.predict_log.request
         inputs = {entry.key: tf.make_ndarray(entry.value) for entry in request.inputs}
         requests.append((request.model_spec.signature_name, inputs))

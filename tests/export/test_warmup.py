@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.core.framework import tensor_pb2
 
-from bert_tf import serving_warmup
+from bert_tf.export import warmup
 
 IDS = np.array([[2, 7, 300_000, 3]], np.int32)
 REQUESTS: list[tuple[str, dict[str, Any]]] = [
@@ -21,7 +21,7 @@ REQUESTS: list[tuple[str, dict[str, Any]]] = [
 @pytest.fixture
 def records(tmp_path: pathlib.Path) -> list[bytes]:
     path = str(tmp_path / "tf_serving_warmup_requests")
-    serving_warmup.write_requests(path, REQUESTS)
+    warmup.write_requests(path, REQUESTS)
     return [record.numpy() for record in tf.data.TFRecordDataset(path)]
 
 
@@ -94,6 +94,6 @@ def test_tensorflow_serving_reads_them(records: list[bytes]) -> None:
 
 
 def test_the_class_can_be_made_twice(records: list[bytes]) -> None:
-    first = serving_warmup.prediction_log_class().FromString(records[0])
-    assert first == serving_warmup.prediction_log_class().FromString(records[0])
+    first = warmup.prediction_log_class().FromString(records[0])
+    assert first == warmup.prediction_log_class().FromString(records[0])
     assert first.SerializeToString() == records[0]

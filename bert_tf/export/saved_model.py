@@ -19,20 +19,17 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
-from typing import Any
 
 import tensorflow as tf
-import tensorflow_text as tf_text
 import tf_keras as keras
 
-from bert_tf import serving_warmup
-from bert_tf.config import VERSION, write_json
+from bert_tf.config import write_json
 from bert_tf.conversion import new_folder
 from bert_tf.encoder import UnpaddedLayout, variables_by_name
+from bert_tf.export import warmup
+from bert_tf.export.card import model_card
 from bert_tf.restore import OpenedRun
 from bert_tf.tasks import answers_of
-from bert_tf.tasks.contract import Signature
 from bert_tf.tokenization import Tokenizer
 from bert_tf.weights import assign
 
@@ -68,7 +65,7 @@ def export_saved_model(opened: OpenedRun, folder: str) -> str:
         tf.saved_model.save(served, temporary, signatures, options)
         tf.io.gfile.makedirs(os.path.join(temporary, EXTRA_FOLDER))
         warmup_file = os.path.join(temporary, WARMUP_FILE)
-        serving_warmup.write_requests(warmup_file, answers.warmup_requests())
+        warmup.write_requests(warmup_file, answers.warmup_requests())
         write_json(os.path.join(temporary, MODEL_CARD), model_card(opened, signatures))
     return target
 
@@ -113,36 +110,3 @@ def float32_model(opened: OpenedRun) -> tf.Module:
     weights = {name: variable.numpy() for name, variable in trained.items()}
     assign(variables_by_name(model), weights, opened.weights_from)
     return model
-
-
-def model_card(opened: OpenedRun, signatures: Mapping[str, Signature]) -> dict[str, Any]:
-    """What somebody who finds the model wants to know, for JSON."""
-    task, run = opened.task, opened.run
-    return {
-        "task": dataclasses.asdict(run.task),
-        "signatures": {name: describe(signature) for name, signature in signatures.items()},
-        "max_seq_length": run.data.max_seq_length,
-        "lower_case": task.tokenizer.lower_case,
-        "strip_accents": task.tokenizer.strip_accents,
-        "bert_config": task.config.to_dict(),
-        "data": dataclasses.asdict(run.data),
-        **answers_of(task, "be exported").card(),
-        "metrics": opened.metrics,
-        "weights_from": opened.weights_from,
-        "run": run.to_dict(),
-        "versions": {
-            "bert_tf": VERSION,
-            "tensorflow": tf.__version__,
-            "tensorflow_text": tf_text.__version__,
-        },
-    }
-
-
-def describe(signature: Signature) -> dict[str, dict[str, str]]:
-    """Types and shapes of inputs and outputs, such as `string [None]`."""
-    inputs = {spec.name: spec for spec in tf.nest.flatten(signature.structured_input_signature)}
-    specs = {"inputs": inputs, "outputs": signature.structured_outputs}
-    return {
-        kind: {name: f"{spec.dtype.name} {spec.shape.as_list()}" for name, spec in each.items()}
-        for kind, each in specs.items()
-    }

@@ -1,0 +1,1 @@
+"""A trained run for others to use: a file for each format."""
