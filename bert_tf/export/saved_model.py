@@ -25,7 +25,7 @@ import tf_keras as keras
 
 from bert_tf.config import write_json
 from bert_tf.conversion import new_folder
-from bert_tf.encoder import UnpaddedLayout, variables_by_name
+from bert_tf.encoder import Layout, UnpaddedLayout, variables_by_name
 from bert_tf.export import warmup
 from bert_tf.export.card import model_card
 from bert_tf.restore import OpenedRun
@@ -39,7 +39,7 @@ WARMUP_FILE = f"{EXTRA_FOLDER}/tf_serving_warmup_requests"  # the name that TF S
 
 
 def export_saved_model(opened: OpenedRun, folder: str) -> str:
-    """Writes the next version of a model: `folder/N`, whole or not at all.
+    """Writes the next version of a model, in float32: `folder/N`, whole or not at all.
 
     TF Serving watches `folder`, ignores everything that is no number, and takes over a new number
     while it serves; so all is written under another name and renamed at the end.
@@ -52,12 +52,16 @@ def export_saved_model(opened: OpenedRun, folder: str) -> str:
         The folder of the new version.
 
     Raises:
-        ValueError: the folder cannot be written.
+        ValueError: the task has no answers, or the folder cannot be written.
     """
+    return write(opened, float32_model(opened), folder)
+
+
+def write(opened: OpenedRun, model: tf.Module, folder: str) -> str:
+    """The same of a model that was made of the run in another way."""
     answers = answers_of(opened.task, "be exported")
     target = os.path.join(folder, str(next_version(folder)))
     with new_folder(target) as temporary:
-        model = float32_model(opened)
         signatures = answers.signatures(model)
         served = Served(model, opened.task.tokenizer)
         # No source code lines of the machine that exports.
@@ -91,7 +95,7 @@ class Served(tf.Module):
         self.tokenizer = tokenizer
 
 
-def float32_model(opened: OpenedRun) -> tf.Module:
+def float32_model(opened: OpenedRun, layout: type[Layout] = UnpaddedLayout) -> tf.Module:
     """The trained weights in a model of its own: in float32, unpadded and without a strategy.
 
     However the run was opened (bfloat16, replicas, padded rows), it exports the same graph. Rows
@@ -103,7 +107,7 @@ def float32_model(opened: OpenedRun) -> tf.Module:
     policy = keras.mixed_precision.global_policy()
     keras.mixed_precision.set_global_policy("float32")
     try:
-        model = dataclasses.replace(opened.task, run=run).build_model(UnpaddedLayout)
+        model = dataclasses.replace(opened.task, run=run).build_model(layout)
     finally:
         keras.mixed_precision.set_global_policy(policy)
     trained = variables_by_name(opened.model)

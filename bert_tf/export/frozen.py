@@ -1,0 +1,309 @@
+"""SavedModels with weights of 16 or 8 bits, in the form that TensorFlow computes fastest on CPU.
+
+The formulas are those of `encoder.TransformerBlock`, written for TensorFlow's graph optimizer,
+which makes one oneDNN operation of each line of `FrozenBlock`:
+
+- weights are constants: oneDNN lays them out for its own use, once;
+- query, key and value are one product;
+- heads are gathered straight from the rows of real tokens, and back, without a transposition;
+- LayerNorm has the one form whose epsilon the optimizer keeps (see `layer_norm`).
+
+`bfloat16` is for CPUs that compute in it (AMX, AVX512-BF16); others emulate it, slowly. With `int8`
+(AVX512-VNNI, AMX) the products with weights are of 8-bit integers, and all else is float32; since
+their scale follows from all rows of a request (see `int8_product`), an answer may move a little
+with the texts beside it. There is no such form for float32: constants are slower than variables
+there, because oneDNN lays them out anew for every request.
+
+Legend: B batch, S sequence, R rows (real tokens), Q rows that are asked for (R, or B where [CLS]
+alone is), H hidden, N heads, D head size, F feed-forward.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.python.framework import op_def_library
+
+from bert_tf import kernels
+from bert_tf.encoder import BertEncoder, LayerNorm, Linear, TransformerBlock, UnpaddedLayout
+from bert_tf.export import saved_model
+from bert_tf.restore import OpenedRun
+
+DTYPES = ("bfloat16", "int8")
+INT8_LARGEST = 127
+TINY = 1e-30  # no division by zero
+# What oneDNN's 8-bit product can do behind the product, by our names of it.
+INT8_ACTIVATIONS = {
+    "gelu": "GeluExact",
+    "gelu_approximate": "GeluApproximate",
+    "relu": "Relu",
+    "tanh": "Tanh",
+}
+
+
+class IndexedLayout(UnpaddedLayout):
+    """Rows of real tokens, and where each of them stands in the grid and the other way round.
+
+    A text without any token is read as if its first position were one: there must be rows.
+    """
+
+    def __init__(self, mask: tf.Tensor) -> None:
+        is_first = tf.cast(tf.range(tf.shape(mask)[1]) == 0, mask.dtype)  # [S]
+        is_empty = tf.reduce_all(mask == 0, axis=1, keepdims=True)  # [B, 1]
+        mask = tf.where(is_empty, is_first, mask)  # [B, S]
+        super().__init__(mask)
+        flat = tf.reshape(mask, [-1])  # [B * S]
+        self.place_of_row = tf.where(flat > 0)[:, 0]  # int64 [R], into B * S
+        # Padding gets the row before it; attention masks it.
+        self.row_of_place = tf.reshape(tf.maximum(tf.cumsum(flat) - 1, 0), self.shape)  # [B, S]
+        self.has_first = mask[:, :1] > 0  # [B, 1]
+
+    def to_grid(self, rows: tf.Tensor) -> tf.Tensor:
+        return super().to_grid(tf.cast(rows, tf.float32))  # as all that reads the encoder wants it
+
+
+def export_frozen(opened: OpenedRun, folder: str, dtype: str) -> str:
+    """As `saved_model.export_saved_model`, with the encoder's blocks in `dtype`, of `DTYPES`."""
+    model = saved_model.float32_model(opened, IndexedLayout)
+    freeze(model, dtype)
+    return saved_model.write(opened, model, folder)
+
+
+def freeze(model: tf.Module, dtype: str) -> None:
+    """Replaces the blocks of all encoders in a model by frozen ones, shared where they were shared.
+
+    Args:
+        model: built with `IndexedLayout`, with its weights. Those of its blocks are no variables
+            of it any more.
+        dtype: one of `DTYPES`, of the blocks; all else stays as it is.
+    """
+    frozen: dict[int, FrozenBlock] = {}
+    for encoder in [part for part in model.submodules if isinstance(part, BertEncoder)]:
+        before = encoder.embeddings.norm
+        for block in encoder.blocks:
+            if id(block) not in frozen:
+                frozen[id(block)] = FrozenBlock(block, Norm.of(before), dtype)
+            before = block.output_norm
+        encoder.blocks = [frozen[id(block)] for block in encoder.blocks]  # type: ignore[misc]
+
+
+class FrozenBlock:
+    """A transformer block as one function of constants, which all signatures of an export share."""
+
+    def __init__(self, block: TransformerBlock, before: Norm, dtype: str) -> None:
+        """`before` is the LayerNorm that the rows of the block come from."""
+        self.config = block.config
+        self.dtype = dtype
+        attention = block.attention
+        self.query = Weights.of(attention.query, before=before)
+        self.key_value = Weights.of(attention.key, attention.value, before=before)
+        self.query_key_value = Weights.of(
+            attention.query, attention.key, attention.value, before=before
+        )
+        self.attention_output = Weights.of(block.attention_output)
+        self.attention_norm = Norm.of(block.attention_norm)
+        self.intermediate = Weights.of(block.intermediate, before=self.attention_norm)
+        self.output_dense = Weights.of(block.output_dense)
+        self.output_norm = Norm.of(block.output_norm)
+        # One trace for every batch, as the signatures of an export have unknown shapes.
+        self.compute_all = tf.function(self.rows, autograph=False, reduce_retracing=True)
+        self.compute_first = tf.function(self.first_rows, autograph=False, reduce_retracing=True)
+
+    def __call__(
+        self, x: tf.Tensor, layout: IndexedLayout, seeds: None, cls_only: bool = False
+    ) -> tf.Tensor:
+        """As `TransformerBlock.call`, without dropout."""
+        del seeds
+        x = tf.cast(x, tf.bfloat16 if self.dtype == "bfloat16" else tf.float32)
+        bias = tf.cast(layout.attention_bias, x.dtype)
+        if cls_only:
+            first = self.compute_first(x, layout.has_first, layout.row_of_place, bias)
+            return tf.cast(first, tf.float32)
+        return self.compute_all(x, layout.place_of_row, layout.row_of_place, bias)
+
+    def rows(
+        self, x: tf.Tensor, place_of_row: tf.Tensor, row_of_place: tf.Tensor, bias: tf.Tensor
+    ) -> tf.Tensor:
+        """Rows [R, H] to rows [R, H]."""
+        projected = self.product(x, self.query_key_value)  # [R, 3 H]
+        query, key, value = self.heads(projected, row_of_place, 3)
+        attended = attention(query, key, value, bias)  # [B, N, S, D]
+        return self.behind_attention(x, rows_of_heads(attended, place_of_row))
+
+    def first_rows(
+        self, x: tf.Tensor, has_first: tf.Tensor, row_of_place: tf.Tensor, bias: tf.Tensor
+    ) -> tf.Tensor:
+        """Rows [R, H] to those of the first positions [B, H]; `has_first`: they are real [B, 1]."""
+        asking = tf.gather(x, row_of_place[:, 0])  # [B, H]
+        asking = tf.where(has_first, asking, tf.zeros((), x.dtype))
+        num_heads = self.config.num_attention_heads
+        query = self.product(asking, self.query)  # [B, H]
+        query = tf.reshape(query, [-1, num_heads, 1, self.config.head_size])  # [B, N, 1, D]
+        key, value = self.heads(self.product(x, self.key_value), row_of_place, 2)
+        attended = attention(query, key, value, bias)  # [B, N, 1, D]
+        return self.behind_attention(asking, tf.reshape(attended, [-1, self.config.hidden_size]))
+
+    def behind_attention(self, asking: tf.Tensor, attended: tf.Tensor) -> tf.Tensor:
+        """The rest of the block: [Q, H] each to [Q, H]."""
+        attended = self.product(attended, self.attention_output)  # [Q, H]
+        asking = layer_norm(tf.add_n([attended, asking]), self.attention_norm)  # [Q, H]
+        inner = self.product(asking, self.intermediate, self.config.hidden_act)  # [Q, F]
+        outer = self.product(inner, self.output_dense)  # [Q, H]
+        # add_n, not +: the graph optimizer joins it with the product before it.
+        return layer_norm(tf.add_n([outer, asking]), self.output_norm)
+
+    def product(self, x: tf.Tensor, weights: Weights, activation: str = "") -> tf.Tensor:
+        """`activation(x @ kernel + bias)`: rows [Q, in] to [Q, out]."""
+        if self.dtype == "int8":
+            return int8_product(x, weights, activation)
+        kernel, bias = (tf.constant(values, x.dtype) for values in weights[:2])
+        outputs = kernels.linear(x, kernel, bias)
+        return kernels.ACTIVATIONS[activation](outputs) if activation else outputs
+
+    def heads(self, rows: tf.Tensor, row_of_place: tf.Tensor, count: int) -> list[tf.Tensor]:
+        """Rows [R, count * H] to `count` times [B, N, S, D]."""
+        num_heads, size = self.config.num_attention_heads, self.config.head_size
+        pieces = tf.reshape(rows, [-1, size])  # [R * count * N, D]
+        first = count * num_heads * row_of_place[:, tf.newaxis, :]  # [B, 1, S]
+        head = np.arange(count * num_heads, dtype=np.int32).reshape(count, 1, num_heads, 1)
+        return tf.unstack(tf.gather(pieces, first + head), num=count)  # of [count, B, N, S, D]
+
+
+class Norm(NamedTuple):
+    """The weights of a LayerNorm."""
+
+    gamma: np.ndarray  # [H]
+    beta: np.ndarray  # [H]
+    epsilon: float
+
+    @classmethod
+    def of(cls, layer: LayerNorm) -> Norm:
+        """Those of a layer."""
+        return cls(layer.gamma.numpy(), layer.beta.numpy(), layer.epsilon)
+
+
+class Weights(NamedTuple):
+    """The weights of one product, or of several that are computed as one."""
+
+    kernel: np.ndarray  # [in, out]
+    bias: np.ndarray  # [out]
+    before: Norm | None  # the LayerNorm that makes what the kernel is multiplied with, if one does
+
+    @classmethod
+    def of(cls, *layers: Linear, before: Norm | None = None) -> Weights:
+        """Those of layers that read the same rows, side by side."""
+        kernel = np.concatenate([layer.kernel.numpy() for layer in layers], axis=1)
+        return cls(kernel, np.concatenate([layer.bias.numpy() for layer in layers]), before)
+
+
+def attention(query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+    """As `kernels.attention`, but softmax keeps the dtype: oneDNN sums in float32 inside."""
+    scale = tf.constant(query.shape[-1] ** -0.5, query.dtype)
+    scores = tf.matmul(query * scale, key, transpose_b=True) + bias  # [B, N, S, T]
+    return tf.matmul(tf.nn.softmax(scores), value)  # [B, N, S, D]
+
+
+def rows_of_heads(heads: tf.Tensor, place_of_row: tf.Tensor) -> tf.Tensor:
+    """[B, N, S, D] to rows [R, N * D]."""
+    _, num_heads, _, size = heads.shape
+    length = tf.shape(heads, tf.int64)[2]
+    example, position = place_of_row // length, place_of_row % length  # [R]
+    head = tf.range(num_heads, dtype=tf.int64)  # [N]
+    places = (example[:, tf.newaxis] * num_heads + head) * length + position[:, tf.newaxis]
+    pieces = tf.gather(tf.reshape(heads, [-1, size]), places)  # [R, N, D]
+    return tf.reshape(pieces, [-1, num_heads * size])
+
+
+def layer_norm(x: tf.Tensor, norm: Norm) -> tf.Tensor:
+    """As `kernels.layer_norm`, as a batch norm of one example with R channels.
+
+    Of all ways to write it down this is the one that the graph optimizer replaces by oneDNN's layer
+    norm and keeps the epsilon of, if the number of rows is unknown while it looks.
+    """
+    size = x.shape[-1]
+    count = tf.shape(x)[0]
+    empty = tf.constant([], tf.float32)
+    normalized, *_ = tf.raw_ops.FusedBatchNormV3(
+        x=tf.reshape(x, tf.stack([1, count, size, 1])),
+        scale=tf.fill([count], 1.0),
+        offset=tf.fill([count], 0.0),
+        mean=empty,
+        variance=empty,
+        epsilon=norm.epsilon,
+        data_format="NCHW",
+        is_training=True,
+    )
+    rows = tf.reshape(normalized, tf.stack([count, size]))  # [Q, H]
+    return rows * tf.constant(norm.gamma, x.dtype) + tf.constant(norm.beta, x.dtype)
+
+
+def int8_product(x: tf.Tensor, weights: Weights, activation: str) -> tf.Tensor:
+    """`activation(x @ kernel + bias)` with 8-bit factors: float32 [Q, in] to float32 [Q, out].
+
+    Each column of the kernel has a scale of its own, but oneDNN wants one scale for all of `x`, and
+    a few large values would leave small ones with too few steps. So:
+
+    - behind a LayerNorm, whose large values are always in the same channels, `x` is divided by the
+      size of each channel, and the rows of the kernel multiplied with it (Xiao et al. 2022,
+      "SmoothQuant"; the sizes come from the LayerNorm's weights, so no text is needed);
+    - elsewhere rows of `x` are divided by their own largest value, and the outputs multiplied.
+    """
+    kernel, bias, before = weights
+    if before is not None:
+        sizes = channel_sizes(before)  # [in]
+        x = x / tf.constant(sizes)
+        limit = tf.maximum(tf.reduce_max(x), -tf.reduce_min(x))
+        return int8_matmul(x, limit, kernel * sizes[:, np.newaxis], bias, activation)
+    high, low = (reduce(x, axis=-1, keepdims=True) for reduce in (tf.reduce_max, tf.reduce_min))
+    limits = tf.maximum(tf.maximum(high, -low), TINY)  # [Q, 1]
+    outputs = int8_matmul(x / limits, tf.constant(1.0), kernel, np.zeros_like(bias)) * limits + bias
+    return kernels.ACTIVATIONS[activation](outputs) if activation else outputs
+
+
+def channel_sizes(norm: Norm) -> np.ndarray:
+    """How large the outputs of a LayerNorm get, channel by channel: float32 [H]."""
+    sizes = np.abs(norm.beta) + 3.0 * np.abs(norm.gamma)  # three standard deviations
+    return np.maximum(sizes, 1e-3 * sizes.max() + TINY).astype(np.float32)
+
+
+def int8_matmul(
+    x: tf.Tensor, limit: tf.Tensor, kernel: np.ndarray, bias: np.ndarray, activation: str = ""
+) -> tf.Tensor:
+    """The same as one oneDNN operation; values of `x` are from -limit to limit, a scalar."""
+    quantized, low, high = tf.raw_ops.QuantizeV2(
+        input=x,
+        min_range=-limit,
+        max_range=limit,
+        T=tf.qint8,
+        mode="SCALED",
+        round_mode="HALF_TO_EVEN",
+        ensure_minimum_range=TINY,
+    )
+    scales = np.maximum(np.abs(kernel).max(axis=0), TINY)  # [out]
+    integers = np.rint(kernel * (INT8_LARGEST / scales)).astype(tf.qint8.as_numpy_dtype)
+    fused = ["BiasAdd", *([INT8_ACTIVATIONS[activation]] if activation else []), "Dequantize"]
+    # TensorFlow has this operation, and no Python function for it.
+    _, _, operation, _ = op_def_library._apply_op_helper(
+        "_QuantizedMatMul",
+        name="int8_matmul",
+        device_inputs=[quantized, tf.constant(integers), tf.constant(bias)],
+        host_inputs=[low, high, tf.constant(-scales), tf.constant(scales)],
+        Tdevice_outputs=[tf.float32],
+        Thost_outputs=[],
+        T1=tf.qint8,
+        T2=tf.qint8,
+        Tbias=tf.float32,
+        U=tf.float32,
+        Tout=tf.float32,
+        transpose_a=False,
+        transpose_b=False,
+        is_weight_const=True,
+        is_bias_const=True,
+        fused_ops=[name.encode() for name in fused],
+        input_quant_mode="SCALED",
+        output_quant_mode="SCALED",
+        leakyrelu_alpha=0.2,  # there is no default, and nothing reads it
+    )
+    return tf.ensure_shape(operation.outputs[0], [None, len(bias)])
