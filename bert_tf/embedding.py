@@ -179,7 +179,7 @@ def pool(vectors: tf.Tensor, mask: tf.Tensor, pooling: str) -> tf.Tensor:
         return vectors
     if pooling == "cls":
         return vectors[:, 0]
-    real = mask[:, :, tf.newaxis] > 0  # [B, S, 1]
+    real = tf.expand_dims(mask, -1) > 0  # [B, S, 1]
     if pooling == "max":
         highest = tf.reduce_max(tf.where(real, vectors, vectors.dtype.min), axis=1)
         return tf.where(tf.reduce_any(real, axis=1), highest, 0.0)

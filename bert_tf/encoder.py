@@ -119,7 +119,9 @@ def grid_shape(mask: tf.Tensor) -> tuple[int | tf.Tensor, int | tf.Tensor]:
 
 def attention_bias(mask: tf.Tensor) -> tf.Tensor:
     """0 for real tokens and `MASKED_SCORE` for padding: int [B, S] to float32 [B, 1, 1, S]."""
-    return (1.0 - tf.cast(mask, tf.float32))[:, tf.newaxis, tf.newaxis] * kernels.MASKED_SCORE
+    bias = (1.0 - tf.cast(mask, tf.float32)) * kernels.MASKED_SCORE  # [B, S]
+    # Not `tf.newaxis`: LiteRT's converter takes that for known sizes alone.
+    return tf.expand_dims(tf.expand_dims(bias, 1), 1)
 
 
 def split_heads(layout: Layout, rows: tf.Tensor, num_heads: int) -> tf.Tensor:

@@ -96,11 +96,11 @@ class Served(tf.Module):
 
 
 def float32_model(opened: OpenedRun, layout: type[Layout] = UnpaddedLayout) -> tf.Module:
-    """The trained weights in a model of its own: in float32, unpadded and without a strategy.
+    """The trained weights in a model of its own: in float32 and without a strategy.
 
     However the run was opened (bfloat16, replicas, padded rows), it exports the same graph. Rows
     without padding cost a few per cent where all texts are equally long, and halve the time of a
-    batch in which they are not.
+    batch in which they are not; formats that cannot have them ask for another layout.
     """
     model_config = dataclasses.replace(opened.run.model, recompute=False)  # there are no gradients
     run = dataclasses.replace(opened.run, model=model_config)

@@ -23,7 +23,7 @@ import tensorflow as tf
 from bert_tf.data import batches, glue
 from bert_tf.tasks import serving
 from bert_tf.tasks.classification import ClassificationTask, Labels
-from bert_tf.tasks.contract import PREDICTIONS_FILE, Signature
+from bert_tf.tasks.contract import PREDICTIONS_FILE, IdsAnswer, Signature
 from bert_tf.tasks.serving import Tensors
 
 
@@ -79,9 +79,7 @@ class ClassificationAnswers:
 
     def signatures(self, model: tf.Module) -> dict[str, Signature]:
         """`serving_default` (strings) and `ids`."""
-
-        def answer(features: Tensors) -> Tensors:
-            return graph_answers(self.task.labels, self.task.predict(model, features))
+        answer = self.ids_answers(model)[serving.IDS_SIGNATURE]
 
         def answer_texts(texts: Sequence[tf.Tensor]) -> Tensors:
             return answer(self.text_features(texts))
@@ -90,6 +88,14 @@ class ClassificationAnswers:
             serving.TEXT_SIGNATURE: serving.strings_signature(self.text_inputs, answer_texts),
             serving.IDS_SIGNATURE: serving.ids_signature(self.task, answer),
         }
+
+    def ids_answers(self, model: tf.Module) -> dict[str, IdsAnswer]:
+        """What `ids` does."""
+
+        def answer(features: Tensors) -> Tensors:
+            return graph_answers(self.task.labels, self.task.predict(model, features))
+
+        return {serving.IDS_SIGNATURE: answer}
 
     @property
     def text_inputs(self) -> tuple[str, ...]:

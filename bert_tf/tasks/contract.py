@@ -7,7 +7,7 @@ Legend: B batch, T terms of a step, E examples.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
@@ -21,6 +21,8 @@ from bert_tf.tokenization import Tokenizer
 
 Features = Mapping[str, tf.Tensor]  # a batch, or a micro-batch of it: each [B, ...]
 Signature = Any  # tf.types.experimental.ConcreteFunction
+# `token_ids`, `segment_ids` and `mask` int32 [B, S], by name, to answers by name.
+IdsAnswer = Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]]
 PREDICTIONS_FILE = "predictions.jsonl"  # one answer a line, in the order of the examples
 
 
@@ -170,6 +172,9 @@ class Answers(Protocol):
 
     def signatures(self, model: tf.Module) -> dict[str, Signature]:
         """The signatures of a SavedModel by name; `model` is in float32, without padded rows."""
+
+    def ids_answers(self, model: tf.Module) -> dict[str, IdsAnswer]:
+        """What those signatures do that take ids, by name."""
 
     def warmup_requests(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Requests that a server replays at its start: name of a signature, inputs by name."""

@@ -22,7 +22,7 @@ import tensorflow as tf
 
 from bert_tf.data import batches
 from bert_tf.tasks import serving
-from bert_tf.tasks.contract import PREDICTIONS_FILE, Signature
+from bert_tf.tasks.contract import PREDICTIONS_FILE, IdsAnswer, Signature
 from bert_tf.tasks.dual_encoder import DualEncoderTask
 from bert_tf.tasks.serving import Tensors
 
@@ -62,9 +62,7 @@ class DualEncoderAnswers:
     def signatures(self, model: tf.Module) -> dict[str, Signature]:
         """`embed`, the same as `serving_default` (strings), and `ids`."""
         tokenizer, longest = self.task.tokenizer, self.task.run.data.max_seq_length
-
-        def answer(features: Tensors) -> Tensors:
-            return {"embedding": model(features)}
+        answer = self.ids_answers(model)[serving.IDS_SIGNATURE]
 
         def features_of(text: tf.Tensor) -> Tensors:
             packed = tokenizer.pack(tokenizer(text), None, longest)
@@ -76,6 +74,10 @@ class DualEncoderAnswers:
             EMBED_SIGNATURE: embed,
             serving.IDS_SIGNATURE: serving.ids_signature(self.task, answer),
         }
+
+    def ids_answers(self, model: tf.Module) -> dict[str, IdsAnswer]:
+        """What `ids` does."""
+        return {serving.IDS_SIGNATURE: lambda features: {"embedding": model(features)}}
 
     def warmup_requests(self) -> Iterator[serving.Request]:
         """Requests of the usual sizes."""

@@ -111,7 +111,7 @@ def mean_of_tokens(vectors: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
     """The mean of real tokens: [B, S, H] and int [B, S] to [B, H]."""
     if mask is None:
         return tf.reduce_mean(vectors, axis=1)
-    weight = tf.cast(mask, tf.float32)[..., tf.newaxis]  # [B, S, 1]
+    weight = tf.expand_dims(tf.cast(mask, tf.float32), -1)  # [B, S, 1]
     total = tf.reduce_sum(tf.cast(vectors, tf.float32) * weight, axis=1)  # [B, H]
     return tf.cast(total / tf.maximum(tf.reduce_sum(weight, axis=1), 1.0), vectors.dtype)
 

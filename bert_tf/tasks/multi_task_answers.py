@@ -17,7 +17,7 @@ from bert_tf.data import batches
 from bert_tf.data.mixture import SeveralExamples
 from bert_tf.tasks import serving
 from bert_tf.tasks.classification_answers import ClassificationAnswers
-from bert_tf.tasks.contract import Answers, Signature
+from bert_tf.tasks.contract import Answers, IdsAnswer, Signature
 from bert_tf.tasks.multi_task import MultiTask, under
 from bert_tf.tasks.question_answering_answers import QuestionAnsweringAnswers
 from bert_tf.tasks.tagging_answers import TaggingAnswers
@@ -64,6 +64,14 @@ class MultiTaskAnswers:
             signature_name(name, own): signature
             for name, answers in self.parts.items()
             for own, signature in answers.signatures(model.parts[name]).items()
+        }
+
+    def ids_answers(self, model: tf.Module) -> dict[str, IdsAnswer]:
+        """What NAME_ids of each task does."""
+        return {
+            signature_name(name, own): answer
+            for name, answers in self.parts.items()
+            for own, answer in answers.ids_answers(model.parts[name]).items()
         }
 
     def warmup_requests(self) -> Iterator[serving.Request]:

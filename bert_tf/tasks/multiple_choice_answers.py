@@ -26,7 +26,7 @@ import tensorflow as tf
 from bert_tf.data import batches
 from bert_tf.data.multiple_choice import ChoiceExamples
 from bert_tf.tasks import serving
-from bert_tf.tasks.contract import PREDICTIONS_FILE, Signature
+from bert_tf.tasks.contract import PREDICTIONS_FILE, IdsAnswer, Signature
 from bert_tf.tasks.multiple_choice import MultipleChoiceTask
 from bert_tf.tasks.serving import Tensors
 
@@ -82,15 +82,17 @@ class MultipleChoiceAnswers:
                 "logits": outputs["logits"],
             }
 
-        def answer_ids(features: Tensors) -> Tensors:
-            return {"scores": model.scores(features)[:, 0]}
-
+        answer_ids = self.ids_answers(model)[serving.IDS_SIGNATURE]
         return {
             serving.TEXT_SIGNATURE: serving.strings_signature(
                 self.text_inputs, answer_texts, lists=(CHOICES,)
             ),
             serving.IDS_SIGNATURE: serving.ids_signature(self.task, answer_ids),
         }
+
+    def ids_answers(self, model: tf.Module) -> dict[str, IdsAnswer]:
+        """What `ids` does."""
+        return {serving.IDS_SIGNATURE: lambda features: {"scores": model.scores(features)[:, 0]}}
 
     def text_features(self, others: Sequence[tf.Tensor], choices: tf.Tensor) -> Tensors:
         """Context, and start where there is one, [N] each, choices [N, C] to int32 [N, C, S]."""

@@ -52,7 +52,7 @@ class SpanHead(keras.layers.Layer):
         rows = tf.reshape(sequence, [-1, sequence.shape[-1]])  # [B * S, H]
         shape = tf.concat([tf.shape(mask), [2]], axis=0)
         logits = tf.reshape(self.output_layer(rows), shape)
-        padding = 1.0 - tf.cast(mask, tf.float32)[..., tf.newaxis]  # [B, S, 1]
+        padding = 1.0 - tf.expand_dims(tf.cast(mask, tf.float32), -1)  # [B, S, 1]
         return logits + padding * kernels.MASKED_SCORE
 
 

@@ -30,7 +30,7 @@ from bert_tf.data.question_windows import Pairs, WindowExamples, Windows, cut, t
 from bert_tf.data.squad import Questions
 from bert_tf.tasks import serving
 from bert_tf.tasks.answer_spans import IMPOSSIBLE, NO_ANSWER, Found, Span, best_spans, find_answers
-from bert_tf.tasks.contract import PREDICTIONS_FILE, Signature
+from bert_tf.tasks.contract import PREDICTIONS_FILE, IdsAnswer, Signature
 from bert_tf.tasks.question_answering import QuestionAnsweringTask
 from bert_tf.tasks.serving import Tensors
 from bert_tf.tokenization import PackedTokens
@@ -114,14 +114,20 @@ class QuestionAnsweringAnswers:
             windows = cut(self.task.tokenizer, pairs, self.task.run.data)
             return self.graph_answers(self.joined(model, windows, pairs), context, pairs)
 
-        def answer_ids(features: Tensors) -> Tensors:
-            start, end = tf.unstack(model(features), axis=-1)
-            return {"start_logits": start, "end_logits": end}
-
+        answer_ids = self.ids_answers(model)[serving.IDS_SIGNATURE]
         return {
             serving.TEXT_SIGNATURE: serving.strings_signature(TEXT_INPUTS, answer_texts),
             serving.IDS_SIGNATURE: serving.ids_signature(self.task, answer_ids),
         }
+
+    def ids_answers(self, model: tf.Module) -> dict[str, IdsAnswer]:
+        """What `ids` does."""
+
+        def answer(features: Tensors) -> Tensors:
+            start, end = tf.unstack(model(features), axis=-1)
+            return {"start_logits": start, "end_logits": end}
+
+        return {serving.IDS_SIGNATURE: answer}
 
     def joined(self, model: tf.Module, windows: Windows, pairs: Pairs) -> Tensors:
         """The likeliest span of each question.

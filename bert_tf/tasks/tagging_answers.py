@@ -38,7 +38,7 @@ from bert_tf.data.tagging import TaggedExamples
 from bert_tf.data.windows import Windows
 from bert_tf.spans import find_spans
 from bert_tf.tasks import serving, viterbi
-from bert_tf.tasks.contract import PREDICTIONS_FILE, Signature
+from bert_tf.tasks.contract import PREDICTIONS_FILE, IdsAnswer, Signature
 from bert_tf.tasks.serving import Tensors
 from bert_tf.tasks.tagging import TaggingTask, as_tagged
 from bert_tf.tokenization import TokensWithOffsets
@@ -110,19 +110,22 @@ class TaggingAnswers:
 
     def signatures(self, model: tf.Module) -> dict[str, Signature]:
         """`serving_default` (strings) and `ids`."""
+        answer_ids = self.ids_answers(model)[serving.IDS_SIGNATURE]
         return {
             serving.TEXT_SIGNATURE: serving.strings_signature(
                 ("text",), lambda texts: self.answer_texts(model, texts[0])
             ),
-            serving.IDS_SIGNATURE: serving.ids_signature(
-                self.task, lambda features: self.answer_ids(model, features)
-            ),
+            serving.IDS_SIGNATURE: serving.ids_signature(self.task, answer_ids),
         }
+
+    def ids_answers(self, model: tf.Module) -> dict[str, IdsAnswer]:
+        """What `ids` does."""
+        return {serving.IDS_SIGNATURE: lambda features: self.answer_ids(model, features)}
 
     def answer_ids(self, model: tf.Module, features: Tensors) -> Tensors:
         """The tag of every piece: int32 [N, S] each to what the top of this file says."""
         is_piece = features["mask"] > 0  # [N, S]
-        logits = tf.where(is_piece[..., tf.newaxis], model(features), 0.0)  # [N, S, C]
+        logits = tf.where(tf.expand_dims(is_piece, -1), model(features), 0.0)  # [N, S, C]
         names = tf.gather(tf.constant(self.task.tags.names), tf.argmax(logits, axis=-1))
         return {
             "labels": tf.where(is_piece, names, ""),
