@@ -75,9 +75,9 @@ PURPOSES = {
     "tagging": "gives every word of a text a tag",
 }
 KINDS = {
-    "class": "Each text gets one of the labels.",
-    "multilabel": "Each text gets any number of the labels.",
-    "regression": "Each text gets a score, a number; there are no labels.",
+    "class": "Each text gets one of these labels",
+    "multilabel": "Each text gets any number of these labels",
+    "regression": "Each text gets a score, a number.",
 }
 HUB_METRICS = {  # of GLUE
     "accuracy": "accuracy",
@@ -174,22 +174,28 @@ def labels_of(task: Task) -> tuple[str, ...]:
 
 
 def answers_section(task: Task) -> list[str]:
-    """The labels of each task."""
+    """What each task answers, where there is more to say than its purpose."""
     if isinstance(task, MultiTask):
-        parts = [[f"### {name}", "", *answers_section(part)] for name, part in task.parts.items()]
+        parts = [
+            [f"## {name}", "", f"It {PURPOSES[part.run.task.name]}.", "", *answers_section(part)]
+            for name, part in task.parts.items()
+        ]
         return [line for part in parts for line in part]
-    lines = [KINDS[task.labels.kind], ""] if isinstance(task, ClassificationTask) else []
-    if names := labels_of(task):
-        more = f" and {len(names) - LABELS_SHOWN} more" if len(names) > LABELS_SHOWN else ""
-        shown = ", ".join(f"`{name}`" for name in names[:LABELS_SHOWN])
-        lines += [f"{len(names)} labels: {shown}{more}.", ""]
-    return lines
+    names = labels_of(task)
+    what = "Each word gets one of these tags"
+    if isinstance(task, ClassificationTask):
+        what = KINDS[task.labels.kind]
+    elif not names:
+        return []
+    more = f" and {len(names) - LABELS_SHOWN} more" if len(names) > LABELS_SHOWN else ""
+    listed = ", ".join(f"`{name}`" for name in names[:LABELS_SHOWN])
+    return [f"{what}: {listed}{more}." if names else what, ""]
 
 
 def training_section(opened: OpenedRun) -> list[str]:
     """Data and settings; a checkpoint that nobody trained on has none."""
-    run, start = opened.run, opened.run.model.init_checkpoint
-    if opened.weights_from == start:
+    run, start = opened.run, short_path(opened.run.model.init_checkpoint)
+    if opened.weights_from == run.model.init_checkpoint:
         return ["## Training", "", f"The weights of `{start}`, as they are.", ""]
     optimizer, train = run.optimizer, run.train
     rows = {
@@ -203,9 +209,14 @@ def training_section(opened: OpenedRun) -> list[str]:
         "seed": str(train.seed),
     }
     if run.distillation.teacher:
-        rows["teacher"] = f"`{run.distillation.teacher}`"
+        rows["teacher"] = f"`{short_path(run.distillation.teacher)}`"
     table = [f"| {name} | {value} |" for name, value in rows.items()]
     return ["## Training", "", "| setting | value |", "|---|---|", *table, ""]
+
+
+def short_path(path: str) -> str:
+    """The last two parts of a path: enough to know it by, and nothing of the machine."""
+    return "/".join(path.rstrip("/").split("/")[-2:])
 
 
 def parts_of(run: RunConfig) -> dict[str, RunConfig]:
@@ -251,8 +262,8 @@ def results_section(opened: OpenedRun) -> list[str]:
 def limits(run: RunConfig) -> list[str]:
     """What the model cannot do, as far as a run tells."""
     return [
-        f"It was trained on inputs of up to {longest(run)} pieces; cut longer ones, or read them "
-        "in windows.",
+        f"It is meant for inputs of up to {longest(run)} pieces; cut longer ones, or read them in "
+        "windows.",
         "It knows the language and the kind of text of its training data. Elsewhere, and for "
         "groups of people whom these data describe unfairly, nothing was measured.",
     ]

@@ -3,10 +3,13 @@
 `tokenizer.json` is read by the `tokenizers` library (Rust, JavaScript, Python), and gives the ids
 of `bert_tf.Tokenizer` but for
 
-- special pieces written in a text: `[SEP]` is that piece there, and five letters and marks here;
+- special pieces written in a text: `[SEP]` is that piece there, and five characters here;
 - a capital sigma that ends a word, which Python and the original release lower to the final form;
-- about 760 rare characters (of 145,819; tokenizers 0.23.3): marks and punctuation that are newer
-  than its Unicode, and 256 CJK ideographs.
+- characters for private use, which vanish there and make their word [UNK] here, and about 760 rare
+  ones of 145,819 (tokenizers 0.23.3): marks and punctuation newer than its Unicode, and 256
+  ideographs;
+- pairs that are cut to an odd number of pieces: where both are long, the longer text keeps one
+  more there, the first one here.
 
 transformers 5 makes its BertTokenizer of the vocabulary alone, with words of more than 100
 characters as [UNK]; the limit of the original release, and in `tokenizer.json`, is 200.

@@ -21,7 +21,7 @@ from bert_tf.tasks.contract import Task
 from bert_tf.tasks.pretraining import PretrainingTask
 from bert_tf.tokenization import Tokenizer
 from tests.test_conformance import CONFIG, tagging, tokenizer
-from tests.tiny_exports import SINGLE, Arrays, opened_run, random_rows, several, three_classes
+from tests.tiny_exports import SINGLE, Arrays, opened_run, random_rows, several
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens" / "tokenization"
 TOLERANCE = 1e-4
@@ -350,31 +350,3 @@ def test_clients_cut_where_the_run_did(exports: dict[str, tuple[OpenedRun, str]]
     settings = json.loads(pathlib.Path(exports["classes"][1], "tokenizer_config.json").read_text())
     assert settings["model_max_length"] == 12
     assert settings["tokenizer_class"] == "BertTokenizer"
-
-
-# ----------------------------------------------------------------------------------- the model card
-
-
-def test_card(exports: dict[str, tuple[OpenedRun, str]]) -> None:
-    card = pathlib.Path(exports["classes"][1], "README.md").read_text()
-    assert card.startswith("---\n")
-    assert 'pipeline_tag: "text-classification"' in card
-    for part in ("3 labels: `bad`, `fair`, `good`.", "| accuracy | 0.8750 |", "at step 40"):
-        assert part in card
-    for name, usage in {
-        "scores": 'function_to_apply="none"',
-        "tags": 'aggregation_strategy="first"',
-        "questions": "AutoModelForQuestionAnswering",
-        "choices": "AutoModelForMultipleChoice",
-        "mean vectors": "SentenceTransformer",
-        "masked words": "fill-mask",
-    }.items():
-        assert usage in pathlib.Path(exports[name][1], "README.md").read_text()
-
-
-def test_nothing_unknown_is_said(exports: dict[str, tuple[OpenedRun, str]]) -> None:
-    opened, folder = exports["classes"]
-    front = pathlib.Path(folder, "README.md").read_text().split("---")[1]
-    keys = {line.split(":")[0] for line in front.strip().splitlines()}
-    assert keys == {"tags", "library_name", "pipeline_tag"}
-    assert three_classes().run == opened.run
