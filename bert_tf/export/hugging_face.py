@@ -25,7 +25,7 @@ from bert_tf import hugging_face
 from bert_tf.config import write_json
 from bert_tf.conversion import new_folder
 from bert_tf.export.card import labels_of, markdown_card, write_text
-from bert_tf.export.single_tasks import WHOLE, SingleTask, single_tasks
+from bert_tf.export.single_tasks import SingleTask, single_tasks
 from bert_tf.export.tokenizer_files import write_tokenizer
 from bert_tf.export.usage import with_transformers
 from bert_tf.restore import OpenedRun
@@ -71,8 +71,7 @@ def export_hugging_face(opened: OpenedRun, folder: str) -> str:
         check_expressible(name, single)
     with new_folder(folder) as temporary:
         for name, single in singles.items():
-            own = temporary if name == WHOLE else os.path.join(temporary, name)
-            write_model(own, single)
+            write_model(os.path.join(temporary, name), single)
     return folder
 
 
@@ -86,7 +85,7 @@ def check_expressible(name: str, single: SingleTask) -> None:
         )
     if single.shortcut:
         raise ValueError(
-            f"transformers has no class for a head that reads the embeddings beside its layer "
+            "transformers has no class for a head that reads the embeddings beside its layer "
             f"(config.tasks.{name}.shortcut=True). Export a SavedModel or ONNX, or train the task "
             "without shortcut."
         )

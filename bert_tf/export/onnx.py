@@ -54,8 +54,9 @@ def export_onnx(opened: OpenedRun, folder: str) -> str:
     with new_folder(folder) as temporary:
         for name, single in single_tasks(opened).items():
             model, outputs = build(single)
-            write_model(os.path.join(temporary, f"{name}.onnx"), model)
-            signatures[f"{name}.onnx"] = describe(outputs)
+            file = f"{name or 'model'}.onnx"
+            write_model(os.path.join(temporary, file), model)
+            signatures[file] = describe(outputs)
         tokenizer, length = opened.task.tokenizer, longest(opened.run)
         write_tokenizer(temporary, tokenizer, length)
         card = model_card(opened, {}) | {"signatures": signatures}

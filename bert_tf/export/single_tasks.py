@@ -11,8 +11,6 @@ from bert_tf.encoder import variables_by_name
 from bert_tf.restore import OpenedRun, narrow
 from bert_tf.tasks.multi_task import MultiTask, reads_pooler
 
-WHOLE = "model"  # the name of the only task of a run
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SingleTask:
@@ -24,11 +22,11 @@ class SingleTask:
 
 
 def single_tasks(opened: OpenedRun) -> dict[str, SingleTask]:
-    """The tasks of a run by name; the only one of a run is `WHOLE`."""
+    """The tasks of a run by name; a run of one task is that task, without a name."""
     task = opened.task
     if isinstance(task, MultiTask):
         return {name: attached(opened, task, name) for name in task.parts}
-    return {WHOLE: SingleTask(opened, weights_of(opened.model))}
+    return {"": SingleTask(opened, weights_of(opened.model))}
 
 
 def attached(opened: OpenedRun, task: MultiTask, name: str) -> SingleTask:
