@@ -169,10 +169,16 @@ def write_safetensors(path: str, tensors: dict[str, np.ndarray]) -> None:
 
 
 def config_values(
-    config: BertConfig, weights: dict[str, np.ndarray], labels: tuple[str, ...] | None
+    config: BertConfig,
+    weights: dict[str, np.ndarray],
+    labels: tuple[str, ...] | None,
+    known: str = "",
 ) -> dict[str, Any]:
-    """The content of `config.json`: shape, the architecture that fits the heads, and labels."""
-    values = config.to_hugging_face() | {"architectures": [architecture(weights)]}
+    """The content of `config.json`: shape, architecture and labels.
+
+    `known` is the architecture where more is known than the weights tell.
+    """
+    values = config.to_hugging_face() | {"architectures": [known or architecture(weights)]}
     if "output_weights" in weights:
         labels = labels or placeholder_labels(len(weights["output_weights"]))
         values["id2label"] = {str(index): label for index, label in enumerate(labels)}
@@ -183,11 +189,12 @@ def config_values(
 def architecture(weights: dict[str, np.ndarray]) -> str:
     """The transformers class that has these heads.
 
-    A tagger has the same weights as a sequence classifier and is called one: the files do not tell.
+    A tagger and a multiple choice have the weights of a sequence classifier and are called one: the
+    weights do not tell. Where the task is known, `bert_tf.export` names the right one.
     """
-    for name, known in ARCHITECTURES:
-        if name in weights:
-            return known
+    for head, name in ARCHITECTURES:
+        if head in weights:
+            return name
     predicts = "cls/predictions/output_bias" in weights
     if "cls/seq_relationship/output_weights" in weights:
         return "BertForPreTraining" if predicts else "BertForNextSentencePrediction"
