@@ -57,10 +57,12 @@ MAX_LINES = 450
 # Third-party modules by the distribution of pyproject.toml that brings them.
 MODULES = {
     "absl-py": "absl",
+    "ai-edge-litert": "ai_edge_litert",
     "apache-beam": "apache_beam",
     "matplotlib": "matplotlib",
     "ml_collections": "ml_collections",
     "numpy": "numpy",
+    "onnx": "onnx",
     "safetensors": "safetensors",
     "scikit-learn": "sklearn",
     "scipy": "scipy",

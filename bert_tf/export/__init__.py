@@ -7,7 +7,9 @@ import functools
 from collections.abc import Callable
 
 from bert_tf.export.frozen import export_frozen
+from bert_tf.export.hugging_face import export_hugging_face
 from bert_tf.export.litert import export_litert
+from bert_tf.export.onnx import export_onnx
 from bert_tf.export.saved_model import export_saved_model
 from bert_tf.restore import OpenedRun
 
@@ -30,4 +32,6 @@ FORMATS = {
         functools.partial(export_frozen, dtype="int8"), "export_int8", is_served=True
     ),
     "litert": Format(export_litert, "litert"),
+    "onnx": Format(export_onnx, "onnx"),
+    "hf": Format(export_hugging_face, "hf"),
 }

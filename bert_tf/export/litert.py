@@ -3,7 +3,7 @@
 ```
 FOLDER/model_float32.tflite      the numbers of the run
 FOLDER/model_int8.tflite         a quarter of the size, and faster; the numbers move a little
-FOLDER/vocab.txt, tokenizer_config.json
+FOLDER/vocab.txt, tokenizer.json, tokenizer_config.json
 FOLDER/model_card.json           where it comes from, what it takes and answers
 ```
 Both files have the signature `ids`: `token_ids`, `segment_ids` and `mask` int32 [B, S] of any sizes
@@ -29,8 +29,9 @@ import tensorflow as tf
 from bert_tf.config import write_json
 from bert_tf.conversion import new_folder
 from bert_tf.encoder import PaddedLayout
-from bert_tf.export.card import model_card
+from bert_tf.export.card import longest, model_card
 from bert_tf.export.saved_model import float32_model
+from bert_tf.export.tokenizer_files import write_tokenizer
 from bert_tf.restore import OpenedRun
 from bert_tf.tasks import answers_of
 from bert_tf.tasks.contract import IdsAnswer, Signature
@@ -73,7 +74,7 @@ def export_litert(opened: OpenedRun, folder: str) -> str:
         for name, content in convert(model, signatures).items():
             with tf.io.gfile.GFile(os.path.join(temporary, name), "wb") as file:
                 file.write(content)
-        opened.task.tokenizer.save(temporary)
+        write_tokenizer(temporary, opened.task.tokenizer, longest(opened.run))
         write_json(os.path.join(temporary, MODEL_CARD), model_card(opened, signatures))
     return folder
 
