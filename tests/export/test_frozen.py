@@ -36,11 +36,18 @@ def frozen_model(opened: OpenedRun, dtype: str) -> tf.Module:
     return model
 
 
-def ids_answers(opened: OpenedRun, model: tf.Module, signature: str, inputs: Any) -> Any:
-    """Numbers that a signature of token ids answers; an `ids` tensor for each name."""
-    answer = answers_of(opened.task, "be exported").signatures(model)[signature]
-    outputs = answer(**{name: tf.constant(inputs[name], tf.int32) for name in serving.IDS_INPUTS})
-    return {name: value.numpy() for name, value in outputs.items() if value.dtype.is_floating}
+def ids_answers(opened: OpenedRun, model: tf.Module, signature: str) -> dict[str, np.ndarray]:
+    """Numbers that a signature of token ids answers to `FEATURES`."""
+    answer = answers_of(opened.task, "be exported").ids_answers(model)[signature]
+    grids = [tf.TensorSpec([None, None], tf.int32)] * 3
+
+    @tf.function(input_signature=grids, autograph=False)
+    def numbers(*inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        outputs = answer(dict(zip(serving.IDS_INPUTS, inputs, strict=True)))
+        return {name: value for name, value in outputs.items() if value.dtype.is_floating}
+
+    outputs = numbers(*(FEATURES[name] for name in serving.IDS_INPUTS))
+    return {name: value.numpy() for name, value in outputs.items()}
 
 
 @pytest.mark.parametrize("dtype", frozen.DTYPES)
@@ -48,8 +55,8 @@ def ids_answers(opened: OpenedRun, model: tf.Module, signature: str, inputs: Any
 def test_answers_are_near_those_of_float32(name: str, dtype: str) -> None:
     case = TASK_CASES[name]
     opened = opened_run(case)
-    expected = ids_answers(opened, saved_model.float32_model(opened), case.signature, FEATURES)
-    found = ids_answers(opened, frozen_model(opened, dtype), case.signature, FEATURES)
+    expected = ids_answers(opened, saved_model.float32_model(opened), case.signature)
+    found = ids_answers(opened, frozen_model(opened, dtype), case.signature)
     assert found.keys() == expected.keys()
     for key, values in expected.items():
         assert np.ptp(values) > 0.05, "answers must differ for this test to mean much"
@@ -152,7 +159,7 @@ def test_constants_are_stored_once_for_all_signatures(tmp_path: pathlib.Path) ->
     kernels = [name for name in loaded.weights if "/layer_" in name and name.endswith("/kernel")]
     assert not kernels, "weights of blocks are constants, and no variables as well"
     assert set(loaded.weights) < set(variables_by_name(opened.model))
-    expected = ids_answers(opened, saved_model.float32_model(opened), case.signature, FEATURES)
+    expected = ids_answers(opened, saved_model.float32_model(opened), case.signature)
     inputs = {name: tf.constant(FEATURES[name], tf.int32) for name in serving.IDS_INPUTS}
     outputs = loaded.signatures[case.signature](**inputs)
     for key, values in expected.items():
