@@ -24,6 +24,7 @@ from bert_tf.tasks.dual_encoder import DualEncoderTask
 from bert_tf.tasks.multi_task import MultiTask
 from bert_tf.tasks.multiple_choice import MultipleChoiceTask
 from bert_tf.tasks.question_answering import QuestionAnsweringTask
+from bert_tf.tasks.serving import IDS_INPUTS
 from bert_tf.tasks.tagging import TaggingTask, Tags
 from bert_tf.tokenization import Tokenizer
 from bert_tf.weights import assign
@@ -109,6 +110,17 @@ every_export = pytest.mark.parametrize(
     ],
 )
 
+TEXTS = [
+    b"the cat sat on the mat",
+    b"old",
+    "Happy café; \u200b\u4e2d\u6587 unread".encode(),
+    b"",
+    b"nul \x00 and \xff broken \xc3",
+    b"the red book was not new, the old house is blue. " * 4,
+]
+CHOICES = 3
+LENGTHS = (3, 16, 7, 2)  # of rows of ids
+
 
 def shape() -> tuple[BertConfig, Tokenizer]:
     """What all models have in common."""
@@ -165,6 +177,28 @@ class Export:
         _, specs = function.structured_input_signature
         given = {key: tf.constant(value, specs[key].dtype) for key, value in inputs.items()}
         return {key: value.numpy() for key, value in function(**given).items()}
+
+
+# ------------------------------------------------------------------------------------ the requests
+
+
+def rows_of(export: Export, signature: str) -> list[Arrays]:
+    """Requests of one example each, to be asked alone and together."""
+    _, inputs = export.loaded.signatures[signature].structured_input_signature
+    if set(inputs) == set(IDS_INPUTS):
+        rng = np.random.default_rng(4)
+        rows = [np.array([[2, *rng.integers(5, 120, length - 2), 3]]) for length in LENGTHS]
+        columns = [(row, row * 0, row * 0 + 1) for row in rows]
+        return [dict(zip(IDS_INPUTS, np.int32(each), strict=True)) for each in columns]
+    requests = []
+    for row in range(len(TEXTS)):
+        texts = [TEXTS[(row + shift) % len(TEXTS)] for shift in range(len(inputs))]
+        arrays = [np.array([text], object) for text in texts]
+        request = dict(zip(inputs, arrays, strict=True))
+        if "choices" in request:
+            request["choices"] = np.array([(TEXTS[row:] + TEXTS)[:CHOICES]], object)
+        requests.append(request)
+    return requests
 
 
 def joined_as_by_serving(requests: Sequence[Arrays]) -> Arrays:

@@ -15,18 +15,8 @@ from bert_tf.export import saved_model
 from bert_tf.tasks.serving import IDS_INPUTS
 from tests.export import c_api
 from tests.export.conftest import Exports
-from tests.tiny_exports import Arrays, Export, every_export, joined_as_by_serving, nodes
+from tests.tiny_exports import Arrays, Export, every_export, joined_as_by_serving, nodes, rows_of
 
-TEXTS = [
-    b"the cat sat on the mat",
-    b"old",
-    "Happy café; \u200b\u4e2d\u6587 unread".encode(),
-    b"",
-    b"nul \x00 and \xff broken \xc3",
-    b"the red book was not new, the old house is blue. " * 4,
-]
-CHOICES = 3
-LENGTHS = (3, 16, 7, 2)  # of rows of ids
 REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     "classification": (
         "token_ids must be from 0 to",
@@ -45,25 +35,6 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
         {"token_ids": [[2]], "segment_ids": [[0]], "mask": [[2]]},
     ),
 }
-
-
-def rows_of(export: Export, signature: str) -> list[Arrays]:
-    """Requests of one example each, to be asked alone and together."""
-    _, inputs = export.loaded.signatures[signature].structured_input_signature
-    if set(inputs) == set(IDS_INPUTS):
-        rng = np.random.default_rng(4)
-        rows = [np.array([[2, *rng.integers(5, 120, length - 2), 3]]) for length in LENGTHS]
-        columns = [(row, row * 0, row * 0 + 1) for row in rows]
-        return [dict(zip(IDS_INPUTS, np.int32(each), strict=True)) for each in columns]
-    requests = []
-    for row in range(len(TEXTS)):
-        texts = [TEXTS[(row + shift) % len(TEXTS)] for shift in range(len(inputs))]
-        arrays = [np.array([text], object) for text in texts]
-        request = dict(zip(inputs, arrays, strict=True))
-        if "choices" in request:
-            request["choices"] = np.array([(TEXTS[row:] + TEXTS)[:CHOICES]], object)
-        requests.append(request)
-    return requests
 
 
 @dataclasses.dataclass(frozen=True)
