@@ -136,8 +136,8 @@ def by_name(instances: list[Any], names: list[str], signature: str) -> dict[str,
         if not isinstance(instance, dict) or set(instance) != set(names):
             found = ", ".join(instance) if isinstance(instance, dict) else "a text"
             raise ValueError(
-                f"the signature {signature!r} takes {', '.join(sorted(names))}; example {number} has "
-                f"{found}. Give --instances."
+                f"the signature {signature!r} takes {', '.join(sorted(names))}; "
+                f"example {number} has {found}. Give --instances."
             )
     return {name: [instance[name] for instance in instances] for name in names}
 
