@@ -50,11 +50,12 @@ def test_batching_joins_requests(exports: Exports, tmp_path: pathlib.Path, texts
 
 def test_a_full_batch_does_not_wait(exports: Exports, tmp_path: pathlib.Path, texts: str) -> None:
     folder = exports("classification", "saved_model").folder
-    flags = ("--batch_timeout_micros=10000000", "--max_batch_size=2", "--allowed_batch_sizes=2")
+    flags = ("--batch_timeout_micros=2000000", "--max_batch_size=2", "--allowed_batch_sizes=2")
     given = (*FLAGS[:1], *flags, f"--input={texts}", "--clients=2", f"--output={tmp_path / 'a'}")
     ok(run_script("load_test", f"--saved_model={folder}", *given))
     _, on = json.loads((tmp_path / "a").read_text())["figures"]
     assert on["batch_size"] == pytest.approx(2, abs=0.5)
+    assert on["p50_ms"] < 1000, "the last one alone waits, when the other client has stopped"
 
 
 @pytest.mark.parametrize(
