@@ -127,7 +127,7 @@ def damaged(rng: random.Random) -> bytes:
     """A text with bytes changed, lost or doubled, so that its characters break."""
     text = bytearray(characters(rng) + b" " + words(rng))
     for _ in range(rng.randrange(1, 4)):
-        place = rng.randrange(len(text))
+        place = rng.randrange(len(text) + 1)
         text[place : place + rng.randrange(3)] = rng.randbytes(rng.randrange(3))
     return bytes(text)
 
