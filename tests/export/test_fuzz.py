@@ -232,18 +232,22 @@ def test_batches_of_none_and_of_many(exports: Exports, model: str, form: str) ->
 
 @every_export
 def test_megabytes(exports: Exports, model: str, form: str) -> None:
-    export = exports(model, form)
-    for signature, names in string_signatures(export):
-        inputs = columns([*huge_strings(), b"the cat"], names)
-        in_batches(export, model, signature, inputs, 4)
+    ask_with(exports(model, form), model, huge_strings())
 
 
 @pytest.mark.slow
 @every_export
 def test_megabytes_of_words(exports: Exports, model: str, form: str) -> None:
-    export = exports(model, form)
+    ask_with(exports(model, form), model, long_texts())
+
+
+def ask_with(export: Export, model: str, strings: Sequence[bytes]) -> None:
+    """Each string in one of the inputs, all of them in one batch."""
     for signature, names in string_signatures(export):
-        in_batches(export, model, signature, columns(long_texts(), names), 1)
+        inputs = columns([b"the cat"] * len(strings), names)
+        for row, string in enumerate(strings):
+            inputs[names[row % len(names)]][row, ...] = string
+        ask(export, model, signature, inputs)
 
 
 @every_export
