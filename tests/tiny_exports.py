@@ -35,6 +35,7 @@ Arrays = dict[str, np.ndarray]
 POSITIONS = 40
 MAX_LENGTH = 16
 LABELS = ("bad", "fair", "good")
+PAIR_LABELS = ("no", "yes")
 TOPICS = ("comedy", "crime", "drama", "war")
 TAGS = ("O", "B-person", "I-person", "B-place", "I-place")
 DATA = DataConfig(max_seq_length=MAX_LENGTH, max_query_length=5, doc_stride=6, window_stride=5)
@@ -46,7 +47,7 @@ def classification() -> Task:
 
 def pair() -> Task:
     run = RunConfig(data=dataclasses.replace(DATA, text_b="other"))
-    return ClassificationTask(run, *shape(), Labels("class", ("no", "yes")))
+    return ClassificationTask(run, *shape(), Labels("class", PAIR_LABELS))
 
 
 def tagging() -> Task:
@@ -99,7 +100,7 @@ MODELS: dict[str, Callable[[], Task]] = {
 EXPORTS: dict[str, Callable[[OpenedRun, str], str]] = {
     "saved_model": saved_model.export_saved_model,
 }
-# The others have no kind of input and no part of a graph that these have not.
+# What the quick tests ask: every kind of input, and of the tasks nearly all. The slow ones ask all.
 QUICK = ("classification", "multiple_choice", "multi_task")
 every_export = pytest.mark.parametrize(
     ("model", "form"),
