@@ -6,6 +6,8 @@
 `serving_default` takes `context` string [N] and `choices` string [N, C], any number of choices,
 and, where the run names `config.data.text_b`, `start` string [N], with which every choice begins.
 It answers `label` int32 [N], `choice` string [N], `probabilities` and `logits` float32 [N, C].
+Where TF Serving joins requests with `pad_variable_length_inputs`, all must have equally many
+choices: it would pad them with copies of the first choice, which nobody could tell from real ones.
 
 `ids` takes a row for each choice, int32 [N, S], and answers `scores` float32 [N]: softmax over the
 scores of one example's choices gives their probabilities.
