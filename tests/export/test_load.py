@@ -8,8 +8,8 @@ import pathlib
 import pytest
 
 from tests.export.conftest import Exports
-from tests.test_scripts import ok, run_script
 from tests.served_models import TEXTS
+from tests.test_scripts import ok, run_script
 
 FLAGS = ("--seconds=0.4", "--batch_timeout_micros=20000", "--num_batch_threads=1")
 

@@ -19,7 +19,7 @@ from google.protobuf import (
 
 from tests.export import c_api
 from tests.export.conftest import Exports
-from tests.tiny_exports import rows_of
+from tests.served_models import rows_of
 
 FOLDER = pathlib.Path(__file__).parents[2] / "configs" / "serving"
 FieldProto = descriptor_pb2.FieldDescriptorProto
