@@ -16,7 +16,7 @@ from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 
 from bert_tf.config import BertConfig, DataConfig, PartConfig, RunConfig, TaskConfig
 from bert_tf.encoder import variables_by_name
-from bert_tf.export import saved_model
+from bert_tf.export import FORMATS
 from bert_tf.restore import OpenedRun
 from bert_tf.tasks.classification import ClassificationTask, Labels
 from bert_tf.tasks.contract import Task
@@ -97,19 +97,32 @@ MODELS: dict[str, Callable[[], Task]] = {
     "multi_task": multi_task,
 }
 # Exports that are a SavedModel with the signatures of the task: from a run to `folder/N`.
-EXPORTS: dict[str, Callable[[OpenedRun, str], str]] = {
-    "saved_model": saved_model.export_saved_model,
-}
+EXPORTS = {name: form.write for name, form in FORMATS.items() if form.is_served}
 # What the quick tests ask: every kind of input, and of the tasks nearly all. The slow ones ask all.
-QUICK = ("classification", "multiple_choice", "multi_task")
-every_export = pytest.mark.parametrize(
-    ("model", "form"),
-    [
-        pytest.param(model, form, marks=() if model in QUICK else pytest.mark.slow)
-        for form in EXPORTS
-        for model in MODELS
-    ],
-)
+QUICK = {
+    ("classification", "saved_model"),
+    ("multiple_choice", "saved_model"),
+    ("multi_task", "saved_model"),
+    ("classification", "saved_model_int8"),
+}
+# Scales of 8-bit products follow from all rows of a request: answers move with their neighbours.
+UNREPEATABLE = ("saved_model_int8",)
+
+
+def in_forms(*forms: str) -> pytest.MarkDecorator:
+    """Parametrizes a test with every model in these forms."""
+    return pytest.mark.parametrize(
+        ("model", "form"),
+        [
+            pytest.param(model, form, marks=() if (model, form) in QUICK else pytest.mark.slow)
+            for form in forms
+            for model in MODELS
+        ],
+    )
+
+
+every_export = in_forms(*EXPORTS)
+every_repeatable_export = in_forms(*(form for form in EXPORTS if form not in UNREPEATABLE))
 
 TEXTS = [
     b"the cat sat on the mat",

@@ -106,12 +106,9 @@ class ClassificationAnswers:
 
     def text_features(self, texts: Sequence[tf.Tensor]) -> Tensors:
         """One or two strings [N] to `token_ids`, `segment_ids` and `mask` int32 [N, S]."""
-        if len(texts) > 1:
-            tf.debugging.assert_equal(
-                tf.shape(texts[0]), tf.shape(texts[1]), "text_a and text_b differ in number."
-            )
         tokenizer = self.task.tokenizer
-        token_ids = [tokenizer(text) for text in texts]  # one or two, int32 [N, (tokens)]
+        checked = serving.of_one_number(texts, self.text_inputs)
+        token_ids = [tokenizer(text) for text in checked]  # one or two, int32 [N, (tokens)]
         first, second = token_ids[0], token_ids[1] if len(texts) > 1 else None
         packed = tokenizer.pack(first, second, self.task.run.data.max_seq_length)
         return serving.padded(packed, tokenizer.pad_id)

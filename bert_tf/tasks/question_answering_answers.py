@@ -106,10 +106,7 @@ class QuestionAnsweringAnswers:
         """`serving_default` (strings) and `ids`."""
 
         def answer_texts(texts: Sequence[tf.Tensor]) -> Tensors:
-            question, context = texts
-            tf.debugging.assert_equal(
-                tf.shape(question), tf.shape(context), "question and context differ in number."
-            )
+            question, context = serving.of_one_number(texts, TEXT_INPUTS)
             pairs = tokenize_pairs(self.task.tokenizer, question, context)
             windows = cut(self.task.tokenizer, pairs, self.task.run.data)
             return self.graph_answers(self.joined(model, windows, pairs), context, pairs)

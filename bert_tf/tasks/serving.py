@@ -41,6 +41,15 @@ def strings_signature(
     return serve_strings.get_concrete_function()
 
 
+def of_one_number(texts: Sequence[tf.Tensor], names: Sequence[str]) -> list[tf.Tensor]:
+    """Strings [N] each, once they have been found to be of the same number."""
+    message = f"{' and '.join(names)} differ in number."
+    checks = [tf.debugging.assert_equal(tf.shape(t), tf.shape(texts[0]), message) for t in texts]
+    # What comes next would else run beside the checks, and may fail first, in other words.
+    with tf.control_dependencies(checks):
+        return [tf.identity(text) for text in texts]
+
+
 def ids_signature(task: Task, answer: Callable[[Tensors], Tensors]) -> Signature:
     """`IDS_INPUTS` int32 [N, S], checked and without padding, to what `answer` makes of them."""
 

@@ -15,7 +15,15 @@ from bert_tf.export import saved_model
 from bert_tf.tasks.serving import IDS_INPUTS
 from tests.export import c_api
 from tests.export.conftest import Exports
-from tests.served_models import Arrays, Export, every_export, joined_as_by_serving, nodes, rows_of
+from tests.served_models import (
+    Arrays,
+    Export,
+    every_export,
+    every_repeatable_export,
+    joined_as_by_serving,
+    nodes,
+    rows_of,
+)
 
 REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     "classification": (
@@ -111,7 +119,7 @@ def test_answers_are_those_of_python(exports: Exports, told: Ask, model: str, fo
             assert_same(answer, export.ask(signature, inputs), f"{signature} {inputs}")
 
 
-@every_export
+@every_repeatable_export
 def test_answers_do_not_depend_on_the_request(told: Ask, model: str, form: str) -> None:
     """Alone, or joined with others and padded as TF Serving pads them."""
     for signature, (*alone, joined) in told(model, form).answers.items():
