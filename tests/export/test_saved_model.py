@@ -577,7 +577,7 @@ def test_warm_up_requests_can_be_replayed(exports: dict[str, Exported], kind: st
 
 
 def run_script(*flags: str) -> subprocess.CompletedProcess[str]:
-    root = pathlib.Path(__file__).parents[1]
+    root = pathlib.Path(__file__).parents[2]
     return subprocess.run(
         [sys.executable, str(root / "scripts" / "export.py"), *flags],
         capture_output=True,
