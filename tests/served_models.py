@@ -105,6 +105,8 @@ QUICK = {
     ("multi_task", "saved_model"),
     ("classification", "saved_model_int8"),
 }
+# Models whose SavedModel the quick tests ask.
+QUICK_MODELS = sorted(model for model, form in QUICK if form == "saved_model")
 # Scales of 8-bit products follow from all rows of a request: answers move with their neighbours.
 UNREPEATABLE = ("saved_model_int8",)
 

@@ -254,7 +254,7 @@ def int8_product(x: tf.Tensor, weights: Weights, activation: str) -> tf.Tensor:
     if before is not None:
         sizes = channel_sizes(before)  # [in]
         x = x / tf.constant(sizes)
-        limit = tf.maximum(tf.reduce_max(x), -tf.reduce_min(x))
+        limit = tf.maximum(tf.maximum(tf.reduce_max(x), -tf.reduce_min(x)), TINY)  # if x is empty
         return int8_matmul(x, limit, kernel * sizes[:, np.newaxis], bias, activation)
     high, low = (reduce(x, axis=-1, keepdims=True) for reduce in (tf.reduce_max, tf.reduce_min))
     limits = tf.maximum(tf.maximum(high, -low), TINY)  # [Q, 1]

@@ -22,7 +22,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import meta_graph_pb2
 
 from tests.export.conftest import Exports
-from tests.served_models import QUICK, Arrays, Export, rows_of
+from tests.served_models import QUICK_MODELS, Arrays, Export, rows_of
 
 SCRIPTS = pathlib.Path(__file__).parents[2] / "scripts"
 
@@ -138,7 +138,7 @@ class Rest(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def rest(exports: Exports) -> Iterator[str]:
-    Rest.exports = {name: exports(name, "saved_model") for name in QUICK}
+    Rest.exports = {name: exports(name, "saved_model") for name in QUICK_MODELS}
     Rest.paths = []
     with http.server.ThreadingHTTPServer(("localhost", 0), Rest) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -146,7 +146,7 @@ def rest(exports: Exports) -> Iterator[str]:
         server.shutdown()
 
 
-@pytest.mark.parametrize("model", QUICK)
+@pytest.mark.parametrize("model", QUICK_MODELS)
 def test_rest_asks_every_signature(exports: Exports, rest: str, model: str) -> None:
     export = exports(model, "saved_model")
     for signature in export.loaded.signatures:
@@ -243,7 +243,7 @@ def grpc_server(exports: Exports) -> Iterator[str]:
         def export(self, request: Any, context: Any) -> Export:
             spec = request.model_spec
             versions.append(spec.version_label or spec.version.value)
-            if spec.name not in QUICK:
+            if spec.name not in QUICK_MODELS:
                 context.abort(grpc.StatusCode.NOT_FOUND, f"Servable not found: {spec.name}")
             return exports(spec.name, "saved_model")
 
@@ -287,7 +287,7 @@ def grpc_server(exports: Exports) -> Iterator[str]:
 versions: list[Any] = []  # that were asked for
 
 
-@pytest.mark.parametrize("model", QUICK)
+@pytest.mark.parametrize("model", QUICK_MODELS)
 def test_grpc_asks_every_signature(exports: Exports, grpc_server: str, model: str) -> None:
     export = exports(model, "saved_model")
     for signature in export.loaded.signatures:
