@@ -1,0 +1,206 @@
+"""A recipe's task and the shapes of its batches, without its data.
+
+Nothing of the data is in a compiled step but a few numbers: how many classes there are, how wide a
+batch is. Here they are given, so that a recipe can be compiled before anything is downloaded. A
+test holds the shapes equal to those that the real pipelines of all tasks hand out.
+Legend: B batch, S sequence, W words of a row, C classes, P masked positions, G sequences of a row.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from bert_tf.config import BertConfig, RunConfig
+from bert_tf.data import glue
+from bert_tf.data.mixture import MARK
+from bert_tf.distillation import STUDENTS
+from bert_tf.tasks.classification import ClassificationTask, Labels
+from bert_tf.tasks.contract import Task
+from bert_tf.tasks.dual_encoder import DualEncoderTask
+from bert_tf.tasks.multi_task import MultiTask
+from bert_tf.tasks.multiple_choice import MultipleChoiceTask
+from bert_tf.tasks.pretraining import PretrainingTask
+from bert_tf.tasks.question_answering import QuestionAnsweringTask
+from bert_tf.tasks.tagging import TaggingTask, Tags
+from bert_tf.teacher import Teacher
+from bert_tf.tokenization import Tokenizer
+
+Specs = dict[str, tf.TensorSpec]
+SPECIAL_PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a")
+CHOICES = 4  # of a question of SWAG
+
+
+def stand_in(run: RunConfig, config: BertConfig, num_classes: int) -> Task:
+    """The task of a recipe, with made-up labels where they would come from the data.
+
+    Raises:
+        ValueError: a setting does not fit, or the recipe's task is none.
+    """
+    task = plain_task(run, config, num_classes, made_up_tokenizer())
+    if not run.distillation.teacher:
+        return task
+    columns = np.arange(num_classes)
+    teacher = Teacher(run.distillation.teacher, task, columns, "", None)  # type: ignore[arg-type]
+    return STUDENTS[run.task.name](**vars(task), teacher=teacher)
+
+
+def plain_task(run: RunConfig, config: BertConfig, num_classes: int, tokenizer: Tokenizer) -> Task:
+    """The task without its teacher."""
+    names = tuple(f"label-{number}" for number in range(num_classes))
+    if run.task.name == "classification":
+        table = glue.GLUE.get(run.task.glue)
+        labels = Labels(table.kind, table.labels) if table else Labels(run.task.kind, names)
+        return ClassificationTask(run, config, tokenizer, labels)
+    if run.task.name == "tagging":
+        return TaggingTask(run, config, tokenizer, Tags(names, spans=False, fallback=names[0]))
+    if run.task.name == "multi_task":
+        return MultiTask.of_parts(
+            run,
+            config,
+            tokenizer,
+            lambda name, _: plain_task(run.part(name), config, num_classes, tokenizer),
+        )
+    return OTHERS[run.task.name].from_data(run, config, tokenizer)
+
+
+OTHERS: dict[str, type[Task]] = {
+    "dual_encoder": DualEncoderTask,
+    "multiple_choice": MultipleChoiceTask,
+    "pretraining": PretrainingTask,
+    "question_answering": QuestionAnsweringTask,
+}
+
+
+def made_up_tokenizer() -> Tokenizer:
+    """A vocabulary without words: no step on the device reads it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "vocab.txt")
+        with open(path, "w") as file:
+            file.write("\n".join(SPECIAL_PIECES) + "\n")
+        return Tokenizer(path)
+
+
+# --------------------------------------------------------------------------------------- batches
+
+
+def features(task: Task, batch_size: int, width: int, is_training: bool = True) -> Specs:
+    """What a batch [B, S] of the task has, to train on or to be measured.
+
+    Where it depends on the data the most is taken: a tagger decides S - 2 words in each row.
+    """
+    name = task.run.task.name
+    specs = TARGETS[name](task, batch_size, width)
+    if task.run.distillation.teacher and is_training:
+        specs |= TAUGHT[name](specs, len(names_of(task)) or 1)
+    sequences = [SEQUENCES[name](task)] if name in SEQUENCES else []
+    rows = [batch_size, *sequences, width]
+    return {
+        **dict.fromkeys(("token_ids", "segment_ids", "mask"), tf.TensorSpec(rows, tf.int32)),
+        "weight": tf.TensorSpec([batch_size], tf.float32),
+        "example": tf.TensorSpec([batch_size], tf.int64),
+        **specs,
+    }
+
+
+def of_parts(task: Task, batch_size: int, width: int, is_training: bool = True) -> dict[str, Specs]:
+    """The same for each of several tasks, by name; of one task alone the name is empty."""
+    if not isinstance(task, MultiTask):
+        return {"": features(task, batch_size, width, is_training)}
+    found = {}
+    for name, part in task.parts.items():
+        own_width = min(width, part.run.data.max_seq_length)
+        specs = features(part, batch_size, own_width, is_training)
+        found[name] = specs | {MARK + name: tf.TensorSpec([batch_size], tf.int32)}
+    return found
+
+
+def names_of(task: Task) -> tuple[str, ...]:
+    """The classes of a classifier or tagger; none of a regression."""
+    return task.labels.names if isinstance(task, ClassificationTask) else task.tags.names  # type: ignore[attr-defined]
+
+
+def label(task: Task, batch_size: int, width: int) -> Specs:
+    """Of a classifier: a class, 0 or 1 for each of C classes, or a score."""
+    assert isinstance(task, ClassificationTask)
+    labels = task.labels
+    if labels.kind == "multilabel":
+        return {"label": tf.TensorSpec([batch_size, len(labels.names)], tf.float32)}
+    dtype = tf.float32 if labels.kind == "regression" else tf.int32
+    return {"label": tf.TensorSpec([batch_size], dtype)}
+
+
+def words(task: Task, batch_size: int, width: int) -> Specs:
+    """Of a tagger: the places of the words [B, W], and their labels."""
+    spec = tf.TensorSpec([batch_size, width - 2], tf.int32)
+    return {"first_pieces": spec, "word_labels": spec}
+
+
+def spans(task: Task, batch_size: int, width: int) -> Specs:
+    """Of question answering: where answers may start, and where the right one is."""
+    names = ("starts_from", "starts_to", "start", "end")
+    return dict.fromkeys(names, tf.TensorSpec([batch_size], tf.int32))
+
+
+def text_ids(task: Task, batch_size: int, width: int) -> Specs:
+    """Of a dual encoder: equal numbers for equal texts [B, K]."""
+    return {"text_ids": tf.TensorSpec([batch_size, texts_of(task)], tf.int32)}
+
+
+def choice(task: Task, batch_size: int, width: int) -> Specs:
+    """Of multiple choice: the right one."""
+    return {"label": tf.TensorSpec([batch_size], tf.int32)}
+
+
+def masked_words(task: Task, batch_size: int, width: int) -> Specs:
+    """Of pre-training: masked positions [B, P], and pairs of segments [B, G]."""
+    assert isinstance(task, PretrainingTask)
+    rows = task.recipe().signature()
+    return {
+        name: tf.TensorSpec([batch_size, *spec.shape[1:]], spec.dtype)
+        for name, spec in rows.items()
+        if name not in ("token_ids", "segment_ids", "mask", "weight")
+    }
+
+
+def taught_label(specs: Specs, num_classes: int) -> Specs:
+    """What the teacher says of a text, [B, C]."""
+    batch_size = specs["label"].shape[0]
+    return {
+        "labelled": tf.TensorSpec([batch_size], tf.float32),
+        "teacher": tf.TensorSpec([batch_size, num_classes], tf.float32),
+    }
+
+
+def taught_words(specs: Specs, num_classes: int) -> Specs:
+    """What the teacher says of words, [B, W, C]."""
+    shape = specs["first_pieces"].shape
+    return {
+        "taught": tf.TensorSpec(shape, tf.float32),
+        "teacher": tf.TensorSpec([*shape, num_classes], tf.float32),
+    }
+
+
+def texts_of(task: Task) -> int:
+    """Texts of one example of a dual encoder: a pair, and perhaps one that does not belong."""
+    return 3 if task.run.data.negative else 2
+
+
+TARGETS: dict[str, Callable[[Task, int, int], Specs]] = {
+    "classification": label,
+    "dual_encoder": text_ids,
+    "multiple_choice": choice,
+    "pretraining": masked_words,
+    "question_answering": spans,
+    "tagging": words,
+}
+TAUGHT = {"classification": taught_label, "tagging": taught_words}
+# Where an example is several sequences: how many.
+SEQUENCES: dict[str, Callable[[Task], int]] = {
+    "dual_encoder": texts_of,
+    "multiple_choice": lambda task: CHOICES,
+}
