@@ -9,8 +9,8 @@ Device:  any; 3,176 steps, of which each task gets about as many as in its own r
 Hours:   0.6: CPU time on one core without bfloat16.
 Score:   means of 3 seeds: F1 40.5% on test (WNUT-17; alone 42.2%), Matthews correlation 11.4%
          (CoLA; alone 20.1%) and accuracy 88.5% (SST-2; alone 89.3%) on dev: each task is better
-         alone. Layers, shortcuts and shares are a start, not the outcome of a search. The paper
-         (Sanh et al. 2018) has named entities below its other tasks, too, with LSTMs and other data.
+         alone. Layers, shortcuts and shares are a start, not the outcome of a search. The paper has
+         named entities below its other tasks, too, with LSTMs and other data (Sanh et al. 2018).
 """
 
 from ml_collections import ConfigDict

@@ -11,11 +11,18 @@ import dataclasses
 import functools
 import re
 import time
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from bert_tf.preflight.program import Program
+
+# Types of jaxlib, which is not in the project's own environment.
+Topology: TypeAlias = Any
+Executable: TypeAlias = Any
+Module: TypeAlias = Any
+Operation: TypeAlias = Any
+Result: TypeAlias = Any
 
 GIB = float(1 << 30)
 # Where not the whole of a host is asked for, libtpu must be told how much of it.
@@ -39,7 +46,7 @@ class Compiled:
 
 
 @functools.cache
-def topology(name: str) -> Any:
+def topology(name: str) -> Topology:
     """A described TPU slice, such as `v5e:2x2`; raises ValueError where libtpu knows none such."""
     from jax.experimental import topologies  # in the environment of `environment.py` alone
 
@@ -112,7 +119,7 @@ def hlo_text(hlo: bytes) -> str:
     return _jax.XlaComputation(hlo).as_hlo_text()
 
 
-def compile_hlo(hlo: bytes, aliases: list[tuple[int, int]], described: Any) -> Any:
+def compile_hlo(hlo: bytes, aliases: list[tuple[int, int]], described: Topology) -> Executable:
     """From HLO to an executable for every chip; raises what the compiler raises."""
     from jax._src.interpreters import mlir as jax_mlir
     from jax._src.lib.mlir import ir
@@ -134,13 +141,13 @@ def compile_hlo(hlo: bytes, aliases: list[tuple[int, int]], described: Any) -> A
         )
 
 
-def drop_copies(module: Any) -> None:
+def drop_copies(module: Module) -> None:
     """StableHLO has no twin of HLO's `copy`, which changes no value."""
     from jax._src.lib.mlir import ir
 
     copies: list[Any] = []
 
-    def visit(operation: Any) -> Any:
+    def visit(operation: Operation) -> Result:
         if operation.name == "mhlo.copy":
             copies.append(operation)
         return ir.WalkResult.ADVANCE
@@ -151,7 +158,7 @@ def drop_copies(module: Any) -> None:
         operation.erase()
 
 
-def share_memory(module: Any, aliases: list[tuple[int, int]]) -> None:
+def share_memory(module: Module, aliases: list[tuple[int, int]]) -> None:
     """Marks arguments whose memory an output takes: variables that the step updates."""
     from jax._src.lib.mlir import ir
 

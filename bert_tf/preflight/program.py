@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import tensorflow as tf
 from tensorflow.python.framework import ops
@@ -24,6 +24,12 @@ from bert_tf.encoder import variables_by_name
 from bert_tf.optimization import Optimizer, moving
 from bert_tf.preflight.stand_in import Specs
 from bert_tf.tasks.contract import Features, Task
+
+# Types of TensorFlow without a public name.
+FuncGraph: TypeAlias = Any
+ConcreteFunction: TypeAlias = Any
+Nested: TypeAlias = Any  # tensors in dicts, lists and tuples
+Value: TypeAlias = Any  # a tensor, or the `Handle` of a variable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +57,7 @@ class Replica(tf.distribute.ReplicaContext):
     def replica_id_in_sync_group(self) -> tf.Tensor | int:
         return tf.raw_ops.XlaReplicaId() if self.replicas > 1 else 0
 
-    def all_reduce(self, reduce_op: Any, value: Any, options: Any = None) -> Any:
+    def all_reduce(self, reduce_op: object, value: Nested, options: object = None) -> Nested:
         """The sum of all replicas; nothing else is asked for."""
         assert reduce_op in (tf.distribute.ReduceOp.SUM, "SUM")
         if self.replicas == 1:
@@ -84,10 +90,10 @@ def predict_program(task: Task, specs: Specs, accelerator: Accelerator, replicas
     return as_program(lambda batch: task.predict(model, batch), specs, replicas)
 
 
-def as_program(step: Callable[[Features], Any], specs: Specs, replicas: int) -> Program:
+def as_program(step: Callable[[Features], Nested], specs: Specs, replicas: int) -> Program:
     """A step on one replica's batch as a program."""
 
-    def in_replica(batch: Features) -> Any:
+    def in_replica(batch: Features) -> Nested:
         with Replica(replicas):
             return step(batch)
 
@@ -108,7 +114,7 @@ def as_program(step: Callable[[Features], Any], specs: Specs, replicas: int) -> 
 
 
 def as_values(
-    concrete: Any,
+    concrete: ConcreteFunction,
 ) -> tuple[Callable[..., list[tf.Tensor]], list[tf.Variable], set[int]]:
     """The function with the values of its variables behind its arguments and its results.
 
@@ -131,7 +137,7 @@ def as_values(
 
     def pure(*tensors: tf.Tensor) -> list[tf.Tensor]:
         state = State(list(tensors[len(arguments) :]))
-        known: dict[str, Any] = {
+        known: dict[str, Value] = {
             inside.name: given
             for inside, given in zip(arguments, tensors[: len(arguments)], strict=True)
         }
@@ -161,10 +167,16 @@ class State:
     values: list[tf.Tensor]
 
 
-WRITES = ("AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp")
+WRITES: dict[str, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]] = {
+    "AssignVariableOp": lambda before, value: value,
+    "AssignAddVariableOp": tf.add,
+    "AssignSubVariableOp": tf.subtract,
+}
 
 
-def replay(graph: Any, known: dict[str, Any], state: State, outputs: Sequence[tf.Tensor]) -> list:
+def replay(
+    graph: FuncGraph, known: dict[str, Value], state: State, outputs: Sequence[tf.Tensor]
+) -> list:
     """Repeats a graph in the one that is being traced; `known` has its inputs by name."""
     for op in graph.get_operations():
         if op.type in ("Placeholder", "NoOp"):
@@ -179,7 +191,7 @@ def replay(graph: Any, known: dict[str, Any], state: State, outputs: Sequence[tf
     return [known[tensor.name] for tensor in outputs]
 
 
-def repeated(graph: Any, op: tf.Operation, inputs: list[tf.Tensor]) -> list[tf.Tensor]:
+def repeated(graph: FuncGraph, op: tf.Operation, inputs: list[tf.Tensor]) -> list[tf.Tensor]:
     """The operation once more, with other inputs and the same name."""
     target = ops.get_default_graph()
     for value in op.node_def.attr.values():
@@ -198,7 +210,9 @@ def repeated(graph: Any, op: tf.Operation, inputs: list[tf.Tensor]) -> list[tf.T
     return list(new.outputs)
 
 
-def on_variable(graph: Any, op: tf.Operation, inputs: list[Any], state: State) -> list[Any]:
+def on_variable(
+    graph: FuncGraph, op: tf.Operation, inputs: list[Value], state: State
+) -> list[Value]:
     """What an operation on variables does to their values."""
     if op.type in CALLS:
         return CALLS[op.type](graph, op, inputs, state)
@@ -223,21 +237,21 @@ def on_variable(graph: Any, op: tf.Operation, inputs: list[Any], state: State) -
     raise NotImplementedError(f"{op.type} ({op.name}) of a variable cannot be made a value.")
 
 
-def call(graph: Any, op: tf.Operation, inputs: list[Any], state: State) -> list[Any]:
+def call(graph: FuncGraph, op: tf.Operation, inputs: list[Value], state: State) -> list[Value]:
     """A call of a function that reads variables: its operations instead."""
     inner = graph._get_function(op.get_attr("f").name).graph
     known = {tensor.name: value for tensor, value in zip(inner.inputs, inputs, strict=True)}
     return replay(inner, known, state, inner.outputs)
 
 
-def loop(graph: Any, op: tf.Operation, inputs: list[Any], state: State) -> list[Any]:
+def loop(graph: FuncGraph, op: tf.Operation, inputs: list[Value], state: State) -> list[Value]:
     """A loop that reads variables and writes none: they become constants of the loop."""
     functions = {
         name: graph._get_function(op.get_attr(name).name).graph for name in ("cond", "body")
     }
     moving_places = [n for n, value in enumerate(inputs) if not isinstance(value, Handle)]
 
-    def run(name: str, *values: tf.Tensor) -> list[Any]:
+    def run(name: str, *values: tf.Tensor) -> list[Value]:
         inner = functions[name]
         given = dict(enumerate(inputs)) | dict(zip(moving_places, values, strict=True))
         known = {tensor.name: given[n] for n, tensor in enumerate(inner.inputs)}

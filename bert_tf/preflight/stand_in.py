@@ -63,7 +63,7 @@ def plain_task(run: RunConfig, config: BertConfig, num_classes: int, tokenizer: 
             run,
             config,
             tokenizer,
-            lambda name, _: plain_task(run.part(name), config, num_classes, tokenizer),
+            lambda name, _: plain_task(run.part(name), config, num_classes, tokenizer),  # type: ignore[arg-type, return-value]
         )
     return OTHERS[run.task.name].from_data(run, config, tokenizer)
 
