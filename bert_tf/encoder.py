@@ -8,7 +8,7 @@ H hidden, N heads, D head size, F feed-forward, L layers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -417,35 +417,9 @@ class BertEncoder(keras.layers.Layer):
         """One block, keeping its activations or not."""
         if not self.recompute or seeds is None:
             return block(x, layout, seeds, cls_only)
-        return recomputed(lambda rows, seeds: block(rows, layout, seeds, cls_only), x, seeds)
-
-
-def recomputed(
-    function: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], x: tf.Tensor, seeds: tf.Tensor
-) -> tf.Tensor:
-    """`function(x, seeds)`, whose activations the backward pass computes again.
-
-    Not `tf.recompute_grad`: XLA sees through what it ties the second pass to the gradient with,
-    finds the same operations twice, and keeps all activations of the first one. Here 0 times the
-    gradient does it, which is no 0 to XLA (it might be infinite). The seeds are tied, too, or the
-    random numbers would be kept.
-    """
-
-    @tf.custom_gradient
-    def forward(x: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-        def backward(
-            gradient: tf.Tensor, variables: Sequence[tf.Variable]
-        ) -> tuple[tf.Tensor, list[tf.Tensor]]:
-            zero = 0.0 * tf.reduce_sum(tf.reshape(gradient, [-1])[:1])
-            with tf.GradientTape() as tape:
-                later = x + tf.cast(zero, x.dtype)
-                tape.watch(later)
-                y = function(later, seeds + tf.cast(zero, seeds.dtype))
-            return tape.gradient(y, (later, list(variables)), output_gradients=gradient)
-
-        return function(x, seeds), backward
-
-    return forward(x)
+        return kernels.recomputed(
+            lambda rows, seeds: block(rows, layout, seeds, cls_only), x, seeds
+        )
 
 
 def truncated_normal(config: BertConfig) -> keras.initializers.Initializer:

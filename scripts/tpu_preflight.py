@@ -23,7 +23,6 @@ from absl import flags, logging
 from bert_tf import command_line
 from bert_tf.checkpoints import read_checkpoint, with_dropout
 from bert_tf.config import BertConfig, RunConfig, write_json
-from bert_tf.data.batches import widths_for
 from bert_tf.preflight import environment
 from bert_tf.preflight.report import Answer, Request, shown
 
@@ -36,7 +35,7 @@ BERT_CONFIG = flags.DEFINE_string(
     "bert_config", None, "Shape of the encoder, where its checkpoint is not here."
 )
 CLASSES = flags.DEFINE_integer(
-    "classes", 3, "Labels, where the recipe leaves them to the data.", lower_bound=2
+    "classes", 3, "Labels or choices, where the recipe leaves them to the data.", lower_bound=2
 )
 ALL_WIDTHS = flags.DEFINE_bool(
     "all_widths", False, "Compile for every width of batches, not the largest alone."
@@ -60,13 +59,12 @@ def main(unused_argv: list[str]) -> None:
     if GLOBAL_BATCH_SIZE.value:
         train = dataclasses.replace(run.train, global_batch_size=GLOBAL_BATCH_SIZE.value)
         run = dataclasses.replace(run, train=train)
-    widths = widths_for(run.data.max_seq_length, static=True)
     request = Request(
         run=run.to_dict(),
         config=dataclasses.asdict(encoder_shape(run)),
         topology=TOPOLOGY.value,
-        num_classes=CLASSES.value,
-        widths=list(widths if ALL_WIDTHS.value else widths[-1:]),
+        classes=CLASSES.value,
+        all_widths=ALL_WIDTHS.value,
         evaluate=EVALUATION.value,
         largest_batch=LARGEST_BATCH.value,
     )

@@ -9,6 +9,7 @@ from bert_tf.kernels.reference import (
     gelu_approximate,
     layer_norm,
     linear,
+    recomputed,
     softmax_cross_entropy,
 )
 
@@ -21,5 +22,6 @@ __all__ = [
     "gelu_approximate",
     "layer_norm",
     "linear",
+    "recomputed",
     "softmax_cross_entropy",
 ]

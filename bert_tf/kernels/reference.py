@@ -6,7 +6,7 @@ Legend: B batch, S sequence (T as keys), R rows (tokens, flattened), H hidden, N
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
@@ -91,3 +91,31 @@ def attention(
 def softmax_cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     """Negative log-likelihood in float32: logits [..., C], int labels [...] to [...]."""
     return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, tf.cast(logits, tf.float32))
+
+
+def recomputed(
+    function: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], x: tf.Tensor, seeds: tf.Tensor
+) -> tf.Tensor:
+    """`function(x, seeds)`, whose activations the backward pass computes again.
+
+    Not `tf.recompute_grad`: XLA sees through what it ties the second pass to the gradient with,
+    finds the same operations twice, and keeps all activations of the first one. Here 0 times the
+    gradient does it, which is no 0 to XLA (it might be infinite). The seeds are tied, too, or the
+    random numbers would be kept.
+    """
+
+    @tf.custom_gradient
+    def forward(x: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+        def backward(
+            gradient: tf.Tensor, variables: Sequence[tf.Variable]
+        ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+            zero = 0.0 * tf.reduce_sum(tf.reshape(gradient, [-1])[:1])
+            with tf.GradientTape() as tape:
+                later = x + tf.cast(zero, x.dtype)
+                tape.watch(later)
+                y = function(later, seeds + tf.cast(zero, seeds.dtype))
+            return tape.gradient(y, (later, list(variables)), output_gradients=gradient)
+
+        return function(x, seeds), backward
+
+    return forward(x)

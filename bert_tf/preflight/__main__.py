@@ -15,6 +15,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from bert_tf.config import BertConfig, RunConfig
+from bert_tf.data.batches import widths_for
 from bert_tf.distribution import POLICIES, Accelerator
 from bert_tf.preflight import compiler, findings, program, stand_in
 from bert_tf.preflight.report import HBM, Answer, Request, search
@@ -36,38 +37,32 @@ def answers(request: Request) -> Iterator[Answer]:
     dtype = "bfloat16" if run.runtime.dtype == "auto" else run.runtime.dtype
     keras.mixed_precision.set_global_policy(POLICIES[dtype])
     accelerator = Accelerator("tpu", tf.distribute.get_strategy(), dtype)
-    config = BertConfig(**request.config)
     replicas = len(compiler.topology(request.topology).devices)
-    task = stand_in.stand_in(run, config, request.num_classes)
-
-    def compile_all(is_training: bool, batch_size: int, width: int) -> Iterator[Answer]:
-        kind = "train" if is_training else "evaluate"
-        specs = stand_in.of_parts(task, batch_size // replicas, width, is_training)
-        for part, own in specs.items():
-            made = (
-                program.train_program(run, task, own, accelerator, replicas)
-                if is_training
-                else program.predict_program(task, own, accelerator, replicas)
-            )
-            name = f"{kind} {part}".strip()
-            yield Answer(
-                program=name,
-                batch_size=batch_size,
-                replicas=replicas,
-                width=own["token_ids"].shape[-1],
-                **compiled_answer(made, request.topology),
-            )
-
     run.train.check(replicas)
+    task = stand_in.stand_in(run, BertConfig(**request.config), request.classes)
+
+    def compile_all(is_training: bool, batch_size: int, all_widths: bool) -> Iterator[Answer]:
+        for part, own in stand_in.parts_of(task).items():
+            widths = widths_for(own.run.data.max_seq_length, static=True)
+            for width in widths if all_widths else widths[-1:]:
+                size = stand_in.Size(batch_size // replicas, width, request.classes)
+                specs = stand_in.features(own, part, size, is_training)
+                make = program.train_program if is_training else program.predict_program
+                made = make(task, specs, accelerator, replicas)
+                yield Answer(
+                    program=f"{'train' if is_training else 'evaluate'} {part}".strip(),
+                    batch_size=batch_size,
+                    replicas=replicas,
+                    width=width,
+                    **compiled_answer(made, request.topology),
+                )
+
     if request.largest_batch:
-        yield from search(
-            run, replicas, lambda size: list(compile_all(True, size, request.widths[-1]))
-        )
+        yield from search(run.train, replicas, lambda size: list(compile_all(True, size, False)))
         return
-    for width in request.widths:
-        yield from compile_all(True, run.train.global_batch_size, width)
+    yield from compile_all(True, run.train.global_batch_size, request.all_widths)
     if request.evaluate:
-        yield from compile_all(False, run.train.eval_batch_size, request.widths[-1])
+        yield from compile_all(False, run.train.eval_batch_size, request.all_widths)
 
 
 def compiled_answer(made: program.Program, topology: str) -> dict[str, Any]:

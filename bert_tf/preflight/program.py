@@ -18,7 +18,6 @@ import tensorflow as tf
 from tensorflow.python.framework import ops
 
 from bert_tf import step as device
-from bert_tf.config import RunConfig
 from bert_tf.distribution import Accelerator
 from bert_tf.encoder import variables_by_name
 from bert_tf.optimization import Optimizer, moving
@@ -68,10 +67,9 @@ class Replica(tf.distribute.ReplicaContext):
         )
 
 
-def train_program(
-    run: RunConfig, task: Task, specs: Specs, accelerator: Accelerator, replicas: int
-) -> Program:
+def train_program(task: Task, specs: Specs, accelerator: Accelerator, replicas: int) -> Program:
     """The train step of one replica, whose share of the batch has these shapes."""
+    run = task.run
     model = task.build_model(accelerator.layout)
     optimizer = Optimizer(
         run.optimizer,

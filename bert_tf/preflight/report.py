@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from bert_tf.config import RunConfig
+from bert_tf.config import TrainConfig
 
 # GiB that a program may use on each device, as the compiler says where one does not fit. A chip of
 # v2 to v4 is two devices, one of v5e, v5p and v6e is one. v5p is not checked by this libtpu: its
@@ -23,8 +23,8 @@ class Request:
     run: dict[str, Any]  # of RunConfig
     config: dict[str, Any]  # fields of BertConfig
     topology: str  # such as v5e:2x2
-    num_classes: int  # where the recipe leaves them to the data
-    widths: list[int]  # of the batches to train on; each is a program
+    classes: int  # or choices, where the recipe leaves them to the data
+    all_widths: bool  # of batches, or the largest alone; each is a program of its own
     evaluate: bool  # whether the evaluation step is compiled, too
     largest_batch: bool  # search for it instead
 
@@ -75,7 +75,7 @@ def shown(answer: Answer) -> str:
 
 
 def search(
-    run: RunConfig, replicas: int, compile_at: Callable[[int], list[Answer]]
+    train: TrainConfig, replicas: int, compile_at: Callable[[int], list[Answer]]
 ) -> Iterator[Answer]:
     """Compiles at other batch sizes until the largest that fits is known, to an eighth.
 
@@ -84,8 +84,8 @@ def search(
     Yields:
         The answer at each size that was tried; that of the largest that fits comes last again.
     """
-    step = TPU_ROWS * replicas * run.train.accumulation
-    size = max(run.train.global_batch_size // step, 1) * step
+    step = TPU_ROWS * replicas * train.accumulation
+    size = max(train.global_batch_size // step, 1) * step
     fitting, refused, best = 0, 0, None
     while True:
         answers = compile_at(size)

@@ -11,12 +11,13 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from bert_tf.config import BertConfig, RunConfig
-from bert_tf.data import glue
+from bert_tf.data import glue, token_shards
 from bert_tf.data.mixture import MARK
 from bert_tf.distillation import STUDENTS
 from bert_tf.tasks.classification import ClassificationTask, Labels
@@ -32,7 +33,6 @@ from bert_tf.tokenization import Tokenizer
 
 Specs = dict[str, tf.TensorSpec]
 SPECIAL_PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a")
-CHOICES = 4  # of a question of SWAG
 
 
 def stand_in(run: RunConfig, config: BertConfig, num_classes: int) -> Task:
@@ -54,7 +54,8 @@ def plain_task(run: RunConfig, config: BertConfig, num_classes: int, tokenizer: 
     names = tuple(f"label-{number}" for number in range(num_classes))
     if run.task.name == "classification":
         table = glue.GLUE.get(run.task.glue)
-        labels = Labels(table.kind, table.labels) if table else Labels(run.task.kind, names)
+        kind, found = (table.kind, table.labels) if table else (run.task.kind, names)
+        labels = Labels(kind, () if kind == "regression" else found)
         return ClassificationTask(run, config, tokenizer, labels)
     if run.task.name == "tagging":
         return TaggingTask(run, config, tokenizer, Tags(names, spans=False, fallback=names[0]))
@@ -88,109 +89,115 @@ def made_up_tokenizer() -> Tokenizer:
 # --------------------------------------------------------------------------------------- batches
 
 
-def features(task: Task, batch_size: int, width: int, is_training: bool = True) -> Specs:
-    """What a batch [B, S] of the task has, to train on or to be measured.
+class Size(NamedTuple):
+    """Of a batch."""
+
+    batch: int  # B
+    width: int  # S
+    classes: int  # C, or choices, where the data say how many
+
+
+def parts_of(task: Task) -> dict[str, Task]:
+    """Each of several tasks by its name; a task alone has the name ""."""
+    return dict(task.parts) if isinstance(task, MultiTask) else {"": task}
+
+
+def features(task: Task, name: str, size: Size, is_training: bool = True) -> Specs:
+    """What a batch of the task has, to train on or to be measured; `name` as in `parts_of`.
 
     Where it depends on the data the most is taken: a tagger decides S - 2 words in each row.
     """
-    name = task.run.task.name
-    specs = TARGETS[name](task, batch_size, width)
+    kind = task.run.task.name
+    specs = TARGETS[kind](task, size)
     if task.run.distillation.teacher and is_training:
-        specs |= TAUGHT[name](specs, len(names_of(task)) or 1)
-    sequences = [SEQUENCES[name](task)] if name in SEQUENCES else []
-    rows = [batch_size, *sequences, width]
+        specs |= TAUGHT[kind](specs, size.classes)
+    sequences = [SEQUENCES[kind](task, size)] if kind in SEQUENCES else []
+    rows = tf.TensorSpec([size.batch, *sequences, size.width], tf.int32)
+    is_streamed = kind == "pretraining" and is_training  # then rows have no numbers
     return {
-        **dict.fromkeys(("token_ids", "segment_ids", "mask"), tf.TensorSpec(rows, tf.int32)),
-        "weight": tf.TensorSpec([batch_size], tf.float32),
-        "example": tf.TensorSpec([batch_size], tf.int64),
+        **dict.fromkeys(("token_ids", "segment_ids", "mask"), rows),
+        "weight": tf.TensorSpec([size.batch], tf.float32),
+        **({} if is_streamed else {"example": tf.TensorSpec([size.batch], tf.int64)}),
         **specs,
+        **({MARK + name: tf.TensorSpec([size.batch], tf.int32)} if name else {}),
     }
 
 
-def of_parts(task: Task, batch_size: int, width: int, is_training: bool = True) -> dict[str, Specs]:
-    """The same for each of several tasks, by name; of one task alone the name is empty."""
-    if not isinstance(task, MultiTask):
-        return {"": features(task, batch_size, width, is_training)}
-    found = {}
-    for name, part in task.parts.items():
-        own_width = min(width, part.run.data.max_seq_length)
-        specs = features(part, batch_size, own_width, is_training)
-        found[name] = specs | {MARK + name: tf.TensorSpec([batch_size], tf.int32)}
-    return found
-
-
-def names_of(task: Task) -> tuple[str, ...]:
-    """The classes of a classifier or tagger; none of a regression."""
-    return task.labels.names if isinstance(task, ClassificationTask) else task.tags.names  # type: ignore[attr-defined]
-
-
-def label(task: Task, batch_size: int, width: int) -> Specs:
+def label(task: Task, size: Size) -> Specs:
     """Of a classifier: a class, 0 or 1 for each of C classes, or a score."""
     assert isinstance(task, ClassificationTask)
-    labels = task.labels
-    if labels.kind == "multilabel":
-        return {"label": tf.TensorSpec([batch_size, len(labels.names)], tf.float32)}
-    dtype = tf.float32 if labels.kind == "regression" else tf.int32
-    return {"label": tf.TensorSpec([batch_size], dtype)}
+    if task.labels.kind == "multilabel":
+        return {"label": tf.TensorSpec([size.batch, len(task.labels.names)], tf.float32)}
+    dtype = tf.float32 if task.labels.kind == "regression" else tf.int32
+    return {"label": tf.TensorSpec([size.batch], dtype)}
 
 
-def words(task: Task, batch_size: int, width: int) -> Specs:
+def words(task: Task, size: Size) -> Specs:
     """Of a tagger: the places of the words [B, W], and their labels."""
-    spec = tf.TensorSpec([batch_size, width - 2], tf.int32)
+    spec = tf.TensorSpec([size.batch, size.width - 2], tf.int32)
     return {"first_pieces": spec, "word_labels": spec}
 
 
-def spans(task: Task, batch_size: int, width: int) -> Specs:
+def spans(task: Task, size: Size) -> Specs:
     """Of question answering: where answers may start, and where the right one is."""
     names = ("starts_from", "starts_to", "start", "end")
-    return dict.fromkeys(names, tf.TensorSpec([batch_size], tf.int32))
+    return dict.fromkeys(names, tf.TensorSpec([size.batch], tf.int32))
 
 
-def text_ids(task: Task, batch_size: int, width: int) -> Specs:
+def text_ids(task: Task, size: Size) -> Specs:
     """Of a dual encoder: equal numbers for equal texts [B, K]."""
-    return {"text_ids": tf.TensorSpec([batch_size, texts_of(task)], tf.int32)}
+    return {"text_ids": tf.TensorSpec([size.batch, texts_of(task, size)], tf.int32)}
 
 
-def choice(task: Task, batch_size: int, width: int) -> Specs:
+def choice(task: Task, size: Size) -> Specs:
     """Of multiple choice: the right one."""
-    return {"label": tf.TensorSpec([batch_size], tf.int32)}
+    return {"label": tf.TensorSpec([size.batch], tf.int32)}
 
 
-def masked_words(task: Task, batch_size: int, width: int) -> Specs:
+def masked_words(task: Task, size: Size) -> Specs:
     """Of pre-training: masked positions [B, P], and pairs of segments [B, G]."""
     assert isinstance(task, PretrainingTask)
-    rows = task.recipe().signature()
+    recipe, settings = task.recipe(), task.run.task
+    is_shards = task.run.data.train.endswith(token_shards.ENDING)
+    positions = recipe.row_predictions if is_shards else settings.max_predictions_per_seq
+    pairs = settings.packed_sequences
     return {
-        name: tf.TensorSpec([batch_size, *spec.shape[1:]], spec.dtype)
-        for name, spec in rows.items()
-        if name not in ("token_ids", "segment_ids", "mask", "weight")
+        f"{name}_{kind}": tf.TensorSpec([size.batch, count], dtype)
+        for name, kind, count, dtype in (
+            ("masked", "positions", positions, tf.int32),
+            ("masked", "ids", positions, tf.int32),
+            ("masked", "weights", positions, tf.float32),
+            ("cls", "positions", pairs, tf.int32),
+            ("next_sentence", "labels", pairs, tf.int32),
+            ("next_sentence", "weights", pairs, tf.float32),
+        )
     }
 
 
-def taught_label(specs: Specs, num_classes: int) -> Specs:
+def taught_label(specs: Specs, classes: int) -> Specs:
     """What the teacher says of a text, [B, C]."""
-    batch_size = specs["label"].shape[0]
+    batch = specs["label"].shape[0]
     return {
-        "labelled": tf.TensorSpec([batch_size], tf.float32),
-        "teacher": tf.TensorSpec([batch_size, num_classes], tf.float32),
+        "labelled": tf.TensorSpec([batch], tf.float32),
+        "teacher": tf.TensorSpec([batch, classes], tf.float32),
     }
 
 
-def taught_words(specs: Specs, num_classes: int) -> Specs:
+def taught_words(specs: Specs, classes: int) -> Specs:
     """What the teacher says of words, [B, W, C]."""
     shape = specs["first_pieces"].shape
     return {
         "taught": tf.TensorSpec(shape, tf.float32),
-        "teacher": tf.TensorSpec([*shape, num_classes], tf.float32),
+        "teacher": tf.TensorSpec([*shape, classes], tf.float32),
     }
 
 
-def texts_of(task: Task) -> int:
+def texts_of(task: Task, size: Size) -> int:
     """Texts of one example of a dual encoder: a pair, and perhaps one that does not belong."""
     return 3 if task.run.data.negative else 2
 
 
-TARGETS: dict[str, Callable[[Task, int, int], Specs]] = {
+TARGETS: dict[str, Callable[[Task, Size], Specs]] = {
     "classification": label,
     "dual_encoder": text_ids,
     "multiple_choice": choice,
@@ -200,7 +207,7 @@ TARGETS: dict[str, Callable[[Task, int, int], Specs]] = {
 }
 TAUGHT = {"classification": taught_label, "tagging": taught_words}
 # Where an example is several sequences: how many.
-SEQUENCES: dict[str, Callable[[Task], int]] = {
+SEQUENCES: dict[str, Callable[[Task, Size], int]] = {
     "dual_encoder": texts_of,
-    "multiple_choice": lambda task: CHOICES,
+    "multiple_choice": lambda task, size: size.classes,
 }
