@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import tensorflow as tf
+from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 from tensorflow.python.framework import ops
 
 from bert_tf import step as device
@@ -54,7 +55,7 @@ class Replica(tf.distribute.ReplicaContext):
 
     @property
     def replica_id_in_sync_group(self) -> tf.Tensor | int:
-        return tf.raw_ops.XlaReplicaId() if self.replicas > 1 else 0
+        return gen_xla_ops.xla_replica_id() if self.replicas > 1 else 0
 
     def all_reduce(self, reduce_op: object, value: Nested, options: object = None) -> Nested:
         """The sum of all replicas; nothing else is asked for."""
