@@ -51,10 +51,10 @@ SHAPES = {
     "large": "bert_large",
 }
 
-# By phase: tokens of a record, steps, first and last rate, share of steps that warm up.
+# By phase: tokens and masked positions of a record, steps, first and last rate, share of steps that warm up.
 PHASES = {
-    "1": (128, 900_000, 1e-4, 1e-5, 10_000 / 900_000),
-    "2": (512, 100_000, 1e-5, 0.0, 0.01),
+    "1": (128, 20, 900_000, 1e-4, 1e-5, 10_000 / 900_000),
+    "2": (512, 77, 100_000, 1e-5, 0.0, 0.01),
 }
 
 
@@ -65,7 +65,7 @@ def get_config(size_and_phase: str = "base:1") -> ConfigDict:
     phase = phase or "1"
     if phase not in PHASES:
         raise ValueError(f"the phases of this recipe are {', '.join(PHASES)}, not {phase!r}.")
-    length, steps, rate, last_rate, warmup = PHASES[phase]
+    length, predictions, steps, rate, last_rate, warmup = PHASES[phase]
     start = ModelConfig(
         bert_config=f"configs/shapes/{SHAPES[size]}.json",
         vocab_file="data/uncased_L-12_H-768_A-12/vocab.txt",
@@ -79,7 +79,7 @@ def get_config(size_and_phase: str = "base:1") -> ConfigDict:
                 dev=f"data/pretraining/dev-{length}-*.tfrecord",
                 max_seq_length=length,
             ),
-            task=TaskConfig(name="pretraining"),
+            task=TaskConfig(name="pretraining", max_predictions_per_seq=predictions),
             optimizer=OptimizerConfig(
                 name="bert_adamw",
                 learning_rate=rate,

@@ -29,17 +29,18 @@ from bert_tf.config import (
     TrainConfig,
 )
 
-# By phase: tokens of a record, sequences of a batch, steps, rate, share of steps that warm up.
+# By phase: tokens and masked positions of a record, sequences of a batch, steps, rate, share of
+# steps that warm up.
 PHASES = {
-    "1": (128, 65_536, 7_037, 6e-3, 0.2843),
-    "2": (512, 32_768, 1_562, 4e-3, 0.128),
+    "1": (128, 20, 65_536, 7_037, 6e-3, 0.2843),
+    "2": (512, 77, 32_768, 1_562, 4e-3, 0.128),
 }
 
 
 def get_config(phase: str = "1") -> ConfigDict:
     if phase not in PHASES:
         raise ValueError(f"the phases of this recipe are {', '.join(PHASES)}, not {phase!r}.")
-    length, batch, steps, rate, warmup = PHASES[phase]
+    length, predictions, batch, steps, rate, warmup = PHASES[phase]
     start = ModelConfig(
         bert_config="configs/shapes/bert_large.json",
         vocab_file="data/uncased_L-12_H-768_A-12/vocab.txt",
@@ -53,7 +54,7 @@ def get_config(phase: str = "1") -> ConfigDict:
                 dev=f"data/pretraining/dev-{length}-*.tfrecord",
                 max_seq_length=length,
             ),
-            task=TaskConfig(name="pretraining"),
+            task=TaskConfig(name="pretraining", max_predictions_per_seq=predictions),
             optimizer=OptimizerConfig(name="lamb", learning_rate=rate, warmup_proportion=warmup),
             train=TrainConfig(
                 global_batch_size=batch,
