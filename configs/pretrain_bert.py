@@ -51,7 +51,8 @@ SHAPES = {
     "large": "bert_large",
 }
 
-# By phase: tokens and masked positions of a record, steps, first and last rate, share of steps that warm up.
+# By phase: tokens and masked positions of a record, steps, first and last rate, share of steps
+# that warm up.
 PHASES = {
     "1": (128, 20, 900_000, 1e-4, 1e-5, 10_000 / 900_000),
     "2": (512, 77, 100_000, 1e-5, 0.0, 0.01),

@@ -45,6 +45,7 @@ LAYERS = {
     "export": 4,
     "masked_words": 4,
     "prediction": 4,
+    "preflight": 4,
     "restore": 4,
     "run_folder": 4,
     "runner": 4,

@@ -18,7 +18,7 @@ import tensorflow as tf
 from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 from tensorflow.python.framework import ops
 
-from bert_tf import step as device
+from bert_tf import training
 from bert_tf.distribution import Accelerator
 from bert_tf.encoder import variables_by_name
 from bert_tf.optimization import Optimizer, moving
@@ -79,7 +79,7 @@ def train_program(task: Task, specs: Specs, accelerator: Accelerator, replicas: 
         num_layers=task.config.num_hidden_layers,
         counts_uses=bool(run.tasks),
     )
-    step = device.make_replica_step(run, accelerator, task, model, optimizer)
+    step = training.make_replica_step(run, accelerator, task, model, optimizer)
     return as_program(step, specs, replicas)
 
 

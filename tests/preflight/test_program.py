@@ -14,7 +14,7 @@ from bert_tf.distribution import Accelerator, cpu_strategy
 from bert_tf.preflight.program import as_values
 from bert_tf.restore import new_task
 from bert_tf.run_folder import start
-from bert_tf.step import make_replica_step
+from bert_tf.training import make_replica_step
 from tests.tasks.test_multi_task import several
 from tests.tiny_run import tiny_run
 

@@ -23,10 +23,10 @@ from bert_tf.distribution import Accelerator, cpu_strategy
 from bert_tf.encoder import PaddedLayout, variables_by_name
 from bert_tf.export import saved_model
 from bert_tf.run_folder import start
-from bert_tf.step import make_train_steps
 from bert_tf.tasks import answers_of
 from bert_tf.tasks.multi_task import MultiTask, check_settings
 from bert_tf.tasks.question_answering import QuestionAnsweringTask
+from bert_tf.training import make_train_steps
 from tests.tasks.test_tagging import columns, sentences
 from tests.test_scripts import ok, run_script, write_recipe
 from tests.test_training import final_tensors

@@ -20,11 +20,10 @@ from bert_tf.data.batches import Examples
 from bert_tf.data.token_shards import write_shard
 from bert_tf.encoder import UnpaddedLayout, variables_by_name
 from bert_tf.heads import masked_lm_loss
-from bert_tf.step import make_gradients, total_loss
 from bert_tf.tasks import answers_of
 from bert_tf.tasks.contract import Feed
 from bert_tf.tasks.pretraining import PretrainingTask
-from bert_tf.training import Loop
+from bert_tf.training import Loop, make_gradients, total_loss
 from bert_tf.weights import assign
 from tests.data.test_token_shards import shard
 from tests.tiny_records import LENGTH, Arrays, tiny_records, write_records
