@@ -13,6 +13,23 @@
 project_root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 venv="$project_root/.venv"
 venv_python="$venv/bin/python"
+other_pins=() # instead of those of requirements.txt; see use_tensorflow
+
+# use_tensorflow 2.19: another release of TensorFlow, in an environment of its own beside .venv.
+use_tensorflow() {
+  case "$1" in
+    # What runs on Cloud TPU.
+    2.19) other_pins=(tensorflow==2.19.1 tensorflow-text==2.19.0 tf_keras==2.19.0
+      tensorflow-serving-api==2.19.1 numpy==2.1.3) ;;
+    2.20) return ;; # that of requirements.txt
+    # Never tensorflow-text 2.21.0, which does not load (tensorflow/text#1541).
+    2.21) other_pins=(tensorflow==2.21.0 tensorflow-text==2.21.1 tf_keras==2.21.0
+      tensorflow-serving-api==2.21.0) ;;
+    *) fail "--tensorflow=$1 must be 2.19, 2.20 or 2.21." ;;
+  esac
+  venv="$project_root/.venv-tensorflow-$1"
+  venv_python="$venv/bin/python"
+}
 
 say() {
   printf '%s: %s\n' "$(basename "$0")" "$*"
@@ -56,14 +73,14 @@ make_venv() {
     return
   fi
   find_python
-  say "making .venv with $("$base_python" --version)"
+  say "making ${venv##*/} with $("$base_python" --version)"
   "$base_python" -m venv --clear "$venv" || fail "could not make $venv; see the message above."
 }
 
 # $1: run or dev. Prints the checksum of everything that decides what is installed.
 environment_checksum() {
   {
-    printf '%s\n' "$1" "$project_root"
+    printf '%s\n' "$1" "$project_root" ${other_pins[@]+"${other_pins[@]}"}
     cat "$project_root/requirements.txt" "$project_root/pyproject.toml" "$venv/pyvenv.cfg"
   } | cksum
 }
@@ -80,11 +97,15 @@ prepare_environment() {
       return
     fi
   done
-  say "installing requirements.txt and $package into .venv (some minutes the first time)"
+  say "installing requirements.txt and $package into ${venv##*/} (some minutes the first time)"
   rm -f "$venv"/.installed-*
   (cd "$project_root" && pip_install --requirement requirements.txt --editable "$package") ||
     fail "pip could not install the requirements; see its message above. Run this again to go on," \
       "or remove $venv first to start afresh."
+  if [ ${#other_pins[@]} -gt 0 ]; then
+    say "replacing TensorFlow by ${other_pins[*]}"
+    pip_install "${other_pins[@]}" || fail "pip could not install ${other_pins[*]}; see above."
+  fi
   checksum="$(environment_checksum "$kind")"
   printf '%s\n' "$checksum" >"$venv/.installed-$kind.part"
   mv "$venv/.installed-$kind.part" "$venv/.installed-$kind"
