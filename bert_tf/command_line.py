@@ -16,11 +16,13 @@ from ml_collections import ConfigDict, config_flags
 
 from bert_tf import run_folder
 from bert_tf.config import PartConfig, RunConfig
-from bert_tf.training import NonFiniteLoss, Preempted
+from bert_tf.distribution import Preempted, WorkerLost
+from bert_tf.training import NonFiniteLoss
 
 EXIT_USER_ERROR = 1
 EXIT_NON_FINITE = 2
 EXIT_PREEMPTED = 143  # 128 + SIGTERM: schedulers start such a job again
+EXIT_WORKER_LOST = 75  # "temporary failure": so they should with this one, all its workers together
 
 
 def recipe(run: RunConfig) -> ConfigDict:
@@ -56,6 +58,8 @@ def run_script(main: Callable[[list[str]], None]) -> None:
             leave(f"error: {error}", EXIT_NON_FINITE)
         except Preempted as error:
             leave(str(error), EXIT_PREEMPTED)
+        except WorkerLost as error:
+            leave(f"error: {error}", EXIT_WORKER_LOST)
 
     app.run(guarded, flags_parser=parse_flags)
 

@@ -189,6 +189,7 @@ class DataConfig:
     max_query_length: int = 64  # question answering: pieces of a question; the rest is cut off
     window_stride: int = 0  # pieces between windows of a long text; 0: half a window. Tagging
     bucket_window: int = 50  # batches that are sorted by length together; 1 keeps plain shuffling
+    service: str = ""  # grpc://HOST:PORT of scripts/data_service.py, which makes the batches
 
     def check_length(self, config: BertConfig) -> None:
         """Raises ValueError where rows may be longer than the model's position table."""

@@ -5,11 +5,16 @@ The training loop is written once; what differs between devices is in the `Accel
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
+import re
+import signal
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 from absl import logging
@@ -64,6 +69,40 @@ class Accelerator:
             and resolver.task_id == 0
             and "chief" not in resolver.cluster_spec().jobs
         )
+
+    @property
+    def has_workers(self) -> bool:
+        """Whether several processes train together."""
+        return isinstance(self.strategy, tf.distribute.MultiWorkerMirroredStrategy)
+
+    def gather(self, value: tf.Tensor) -> np.ndarray:
+        """The rows of all replicas, also of other processes: [B, ...] each, to [n B, ...].
+
+        Every process must call it.
+        """
+        if self.has_workers:
+            return self.strategy.gather(value, axis=0).numpy()
+        parts = self.strategy.experimental_local_results(value)
+        return np.concatenate([part.numpy() for part in parts])
+
+    def numbers_of_workers(self, number: int) -> list[int]:
+        """This number as each process has it, the chief's first; every process must call it.
+
+        So processes agree, and wait for each other.
+        """
+        if not self.has_workers:
+            return [number]
+        value = tf.constant([number], tf.int64)
+        own = self.strategy.experimental_distribute_values_from_function(lambda context: value)
+        per_process = self.strategy.num_replicas_in_sync // self.workers
+        return self.gather(own)[::per_process].tolist()
+
+    @property
+    def workers(self) -> int:
+        """Processes that train together."""
+        if not self.has_workers:
+            return 1
+        return sum(map(len, self.strategy.cluster_resolver.cluster_spec().as_dict().values()))
 
     def describe(self) -> str:
         """One line for the log."""
@@ -156,15 +195,106 @@ def connect_tpu(name: str) -> tf.distribute.Strategy:
     return tf.distribute.TPUStrategy(resolver)
 
 
+class Preempted(Exception):  # noqa: N818 - not an error: everything is saved
+    """SIGTERM came; the run is saved and can be continued with the same command."""
+
+
+@contextlib.contextmanager
+def listening_for_sigterm() -> Iterator[Callable[[], bool]]:
+    """Inside, SIGTERM does not end the process; the function given says whether one came."""
+    came: list[int] = []
+    previous = None
+    with contextlib.suppress(ValueError):  # not the main thread (a notebook's, a test's): nobody
+        previous = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+    try:
+        yield lambda: bool(came)
+    finally:
+        if previous is not None:
+            signal.signal(signal.SIGTERM, previous)
+
+
+class WorkerLost(Exception):  # noqa: N818 - nothing is wrong here: another process stopped
+    """A process that trains together with this one stopped, or cannot be reached."""
+
+
+# What operations of several processes end in where one of them is gone.
+LOST = (
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.UnavailableError,
+)
+
+
+@contextlib.contextmanager
+def watching_workers(accelerator: Accelerator) -> Iterator[None]:
+    """Errors inside that mean that another process is gone become `WorkerLost`."""
+    try:
+        yield
+    except LOST as error:
+        if not accelerator.has_workers:
+            raise
+        raise WorkerLost(
+            f"another worker stopped, or cannot be reached ({error.message.splitlines()[0]}). Look "
+            "into its log; then start all workers again with the same command: they go on from the "
+            "last checkpoint."
+        ) from error
+
+
 def connect_workers() -> tuple[str, tf.distribute.Strategy]:
     """The strategy of several machines, as `TF_CONFIG` describes them."""
-    if not {"cluster", "task"} <= read_tf_config().keys():
+    kind, index, addresses = own_task(read_tf_config())
+    logging.info(
+        "%s %d of %d workers; waiting until all are there: %s.",
+        kind.capitalize(),
+        index,
+        len(addresses),
+        ", ".join(addresses),
+    )
+    has_gpu = bool(tf.config.list_physical_devices("GPU"))
+    try:
+        # Before any other operation of TensorFlow: it restarts the process's runtime.
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    except (tf.errors.OpError, RuntimeError) as error:
+        raise ValueError(
+            f"the workers of TF_CONFIG did not find each other ({str(error).splitlines()[0]}). Its "
+            "cluster must be the same everywhere, its addresses reachable from every machine, and "
+            f"the port of {addresses[index]} free on this one."
+        ) from error
+    return "gpu" if has_gpu else "cpu", strategy
+
+
+def own_task(described: dict[str, Any]) -> tuple[str, int, list[str]]:
+    """Kind and number of this process, and the addresses of all, the chief first.
+
+    Raises:
+        ValueError: `TF_CONFIG` does not describe workers, or this process is none of them.
+    """
+    if not {"cluster", "task"} <= described.keys():
         raise ValueError(
             "--accelerator=multi_worker needs the environment variable TF_CONFIG (cluster and "
             "task), set on every machine before the script starts."
         )
-    has_gpu = bool(tf.config.list_physical_devices("GPU"))
-    return "gpu" if has_gpu else "cpu", tf.distribute.MultiWorkerMirroredStrategy()
+    cluster, task = described["cluster"], described["task"]
+    kind, index = task.get("type"), task.get("index")
+    if not set(cluster) <= {"chief", "worker"} or not cluster.get("worker"):
+        raise ValueError(
+            f"TF_CONFIG: the cluster has {', '.join(cluster) or 'nobody'}; it must have worker, "
+            "and may have chief: every process trains."
+        )
+    if kind not in cluster or index not in range(len(cluster[kind])):
+        raise ValueError(
+            f"TF_CONFIG: the task is {kind} {index}, but the cluster has "
+            f"{', '.join(f'{name} 0 to {len(each) - 1}' for name, each in cluster.items())}."
+        )
+    addresses = [address for name in ("chief", "worker") for address in cluster.get(name, [])]
+    wrong = [address for address in addresses if not re.fullmatch(r".+:\d+", str(address))]
+    if wrong or len(set(addresses)) < len(addresses):
+        raise ValueError(
+            f"TF_CONFIG: {wrong[0] if wrong else 'two workers have one address'}; every worker "
+            "needs an address of its own, HOST:PORT."
+        )
+    return kind, index + (len(cluster.get("chief", [])) if kind == "worker" else 0), addresses
 
 
 def gpu_strategy() -> tf.distribute.Strategy:

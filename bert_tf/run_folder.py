@@ -46,6 +46,7 @@ FREE_FIELDS = (
     "train.save_every",
     "train.keep_checkpoints",
     "train.eval_batch_size",
+    "data.service",
     "distillation.cache",
 )
 
@@ -75,11 +76,7 @@ class Progress:
 
 
 def prepare(workdir: str, run: RunConfig) -> None:
-    """Makes the folder and writes `run.json`, or checks that the folder belongs to this run.
-
-    Raises:
-        ValueError: the folder cannot be written, or holds another run.
-    """
+    """Makes the folder and writes `run.json`; raises ValueError where it cannot be written."""
     path = os.path.join(workdir, "run.json")
     try:
         tf.io.gfile.makedirs(workdir)
@@ -91,9 +88,6 @@ def prepare(workdir: str, run: RunConfig) -> None:
             f"--workdir={workdir} cannot be written ({reason}); choose a folder on a disk with "
             "space, where you may write."
         ) from None
-    # A run that stopped before it saved anything, at bad input for example, is no run to protect.
-    if tf.io.gfile.exists(path) and has_saved(workdir):
-        check_same_run(path, run)
     write_json(path, run.to_dict())
 
 
@@ -109,8 +103,12 @@ def has_saved(workdir: str) -> bool:
     return any(step_folders(os.path.join(workdir, part)) for part in ("checkpoints", "best"))
 
 
-def check_same_run(path: str, run: RunConfig) -> None:
-    """Raises ValueError naming the fields in which the run at `path` differs from `run`."""
+def check_same_run(workdir: str, run: RunConfig) -> None:
+    """Raises ValueError naming the fields in which the run in a folder differs from `run`."""
+    path = os.path.join(workdir, "run.json")
+    # A run that stopped before it saved anything, at bad input for example, is no run to protect.
+    if not tf.io.gfile.exists(path) or not has_saved(workdir):
+        return
     # Fields that are newer than the run have their defaults there.
     there = RunConfig.from_dict(read_json(path))
     before, now = flatten(there.to_dict()), flatten(run.to_dict())
@@ -121,7 +119,7 @@ def check_same_run(path: str, run: RunConfig) -> None:
     ]
     if changed:
         raise ValueError(
-            f"{os.path.dirname(path)} holds another run: {'; '.join(changed)}. Choose another "
+            f"{workdir} holds another run: {'; '.join(changed)}. Choose another "
             "--workdir, or start with the settings of that run to continue it."
         )
 
@@ -407,3 +405,14 @@ def check_same_data(progress: Progress, data: TrainingData, workdir: str) -> Non
             "or start a new run in another --workdir with init_checkpoint set to this one."
         )
     progress.data_fingerprint = fingerprint
+
+
+def check_same_step(accelerator: Accelerator, step: int, workdir: str) -> None:
+    """Raises ValueError where several processes would go on from different steps."""
+    steps = accelerator.numbers_of_workers(step)
+    if len(set(steps)) > 1:
+        raise ValueError(
+            f"the workers found different steps in --workdir={workdir}: "
+            f"{', '.join(map(str, steps))}. It must be one folder that all of them see, on gs:// "
+            "or other shared storage."
+        )

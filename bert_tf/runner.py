@@ -37,6 +37,14 @@ def train(run: RunConfig, workdir: str, restarts: int = 1) -> dict[str, float]:
         raise ValueError(f"--restarts={restarts} must be at least 1.")
     check_task(run)
     accelerator = connect(run)
+    with distribution.watching_workers(accelerator):
+        return train_seeds(run, workdir, restarts, accelerator)
+
+
+def train_seeds(
+    run: RunConfig, workdir: str, restarts: int, accelerator: distribution.Accelerator
+) -> dict[str, float]:
+    """As `train`, on devices that are connected."""
     if restarts == 1:
         return train_once(run, workdir, accelerator, home=workdir)[1]
     results: list[dict[str, float]] = []
@@ -46,7 +54,7 @@ def train(run: RunConfig, workdir: str, restarts: int = 1) -> dict[str, float]:
         folder = os.path.join(workdir, f"seed-{seed}")
         chosen, metrics = train_once(seeded, folder, accelerator, workdir)
         results.append({"seed": seed} | metrics)
-    return keep_best(workdir, results, chosen)
+    return keep_best(workdir, results, chosen, accelerator.is_chief)
 
 
 def check_task(run: RunConfig) -> None:
@@ -80,8 +88,13 @@ def train_once(
     return training.check_metric(run, task), metrics
 
 
-def keep_best(workdir: str, results: list[dict[str, float]], chosen: str) -> dict[str, float]:
-    """Writes `restarts.json` and copies the files of the run with the best metric to `workdir`."""
+def keep_best(
+    workdir: str, results: list[dict[str, float]], chosen: str, is_chief: bool
+) -> dict[str, float]:
+    """Writes `restarts.json` and copies the files of the run with the best metric to `workdir`.
+
+    Of several processes the chief alone writes.
+    """
     names = [name for name in results[0] if name not in ("seed", "step")]
     best = results[0]
     for result in results[1:]:
@@ -89,6 +102,8 @@ def keep_best(workdir: str, results: list[dict[str, float]], chosen: str) -> dic
     summary = {name: mean_and_deviation([result[name] for result in results]) for name in names}
     for name, (mean, deviation) in summary.items():
         logging.info("%s %.4f +- %.4f over %d seeds", name, mean, deviation, len(results))
+    if not is_chief:
+        return best
     run_folder.write_json(
         os.path.join(workdir, "restarts.json"),
         {

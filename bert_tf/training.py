@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import signal
 import time
-import types
 from collections.abc import Callable
 
 import numpy as np
@@ -28,15 +26,11 @@ from bert_tf.checkpoints import Pretrained
 from bert_tf.config import RunConfig
 from bert_tf.data import batches
 from bert_tf.data.mixture import SeveralExamples
-from bert_tf.distribution import Accelerator
+from bert_tf.distribution import Accelerator, Preempted, listening_for_sigterm
 from bert_tf.encoder import variables_by_name
 from bert_tf.optimization import Optimizer, moving
-from bert_tf.run_folder import SUMS, MetricsLog, Reporter, TrainingState, check_same_data, start
+from bert_tf.run_folder import SUMS, MetricsLog, Reporter, TrainingState, start
 from bert_tf.tasks.contract import Features, Feed, Task, TrainingData
-
-
-class Preempted(Exception):  # noqa: N818 - not an error: everything is saved
-    """SIGTERM came; the run is saved and can be continued with the same command."""
 
 
 class NonFiniteLoss(Exception):  # noqa: N818
@@ -69,6 +63,7 @@ def train(
     """
     run.train.check(accelerator.replicas)
     chosen = check_metric(run, task)
+    run_folder.check_same_run(workdir, run)
     if accelerator.is_chief:
         run_folder.prepare(workdir, run)
         run_folder.save_assets(workdir, task)
@@ -83,7 +78,8 @@ def train(
         run.train.global_batch_size // accelerator.replicas,
     )
     state = start(run, workdir, accelerator, task, pretrained, total_steps)
-    check_same_data(state.progress, training_data, workdir)
+    run_folder.check_same_data(state.progress, training_data, workdir)
+    run_folder.check_same_step(accelerator, state.progress.step, workdir)
     loop = Loop(run, workdir, accelerator, task, state, total_steps, dev_examples, chosen)
     if state.progress.step >= total_steps or loop.has_stalled():
         logging.info("Nothing left to train: %s is at step %d.", workdir, state.progress.step)
@@ -121,6 +117,7 @@ class Loop:
     total_steps: int
     dev_examples: batches.Examples
     chosen: str  # the metric that decides which weights are the best
+    sigterm_came: Callable[[], bool] = lambda: False
 
     def __post_init__(self) -> None:
         """Compiles nothing yet: functions are traced at their first call."""
@@ -133,23 +130,18 @@ class Loop:
             self.run, self.accelerator, self.task, self.state.model, self.state.optimizer
         )
         self.evaluator = Evaluator(self.run, self.accelerator, self.task, self.state.model)
-        self.terminated = False
 
     def run_from(self, data: TrainingData) -> None:
         """Trains from the current step to the end of the run."""
-        previous = listen_for_sigterm(self)
-        try:
-            step = self.state.progress.step
-            feed = data.feed(self.run, step, self.total_steps, self.accelerator)
+        step = self.state.progress.step
+        feed = data.feed(self.run, step, self.total_steps, self.accelerator)
+        with listening_for_sigterm() as self.sigterm_came:
             while self.state.progress.step < self.total_steps:
                 self.advance(feed)
                 if self.has_stalled():
                     patience = self.run.train.early_stopping
                     logging.info("Early stopping: %d evaluations without a better one.", patience)
                     break
-        finally:
-            if previous is not None:
-                signal.signal(signal.SIGTERM, previous)
 
     def advance(self, feed: Feed) -> None:
         """Runs a few steps on the device, then logs, evaluates and saves as they fall due."""
@@ -167,13 +159,15 @@ class Loop:
         done = progress.step == self.total_steps
         if progress.step % train.log_every == 0 or done:
             self.log(learning_rate)
+        # One worker may have been told to stop: then all do, at the same step.
+        terminated = any(self.accelerator.numbers_of_workers(self.sigterm_came()))
         paused = time.monotonic()
         if done or (train.eval_every and progress.step % train.eval_every == 0):
             self.evaluate()
-        if done or progress.step % train.save_every == 0 or self.has_stalled() or self.terminated:
+        if done or progress.step % train.save_every == 0 or self.has_stalled() or terminated:
             self.save()
         self.reporter.pause(time.monotonic() - paused)
-        if self.terminated and not done:
+        if terminated and not done:
             raise Preempted(
                 f"SIGTERM: saved at step {progress.step} of {self.total_steps} in {self.workdir}; "
                 "the same command goes on from there."
@@ -242,23 +236,12 @@ class Loop:
             folder = os.path.join(self.workdir, "checkpoints")
             keep = self.run.train.keep_checkpoints
             run_folder.write_step(folder, self.state.progress, self.state.tensors(), keep)
+        self.accelerator.numbers_of_workers(0)  # nobody goes on, or ends, before it is written
 
 
 def next_multiple(step: int, every: int, last: int) -> int:
     """The next step after `step` at which something that happens `every` steps falls due."""
     return min((step // every + 1) * every, last) if every else last
-
-
-def listen_for_sigterm(loop: Loop) -> signal.Handlers | None:
-    """Makes SIGTERM end the run after the steps under way; returns the handler before."""
-
-    def handle(number: int, frame: types.FrameType | None) -> None:
-        loop.terminated = True
-
-    try:
-        return signal.signal(signal.SIGTERM, handle)  # type: ignore[return-value]
-    except ValueError:  # not the main thread (a notebook's worker, a test): nobody to listen for
-        return None
 
 
 # ------------------------------------------------------------------------- the step on the device
@@ -445,15 +428,8 @@ class Evaluator:
             predict_batch = self.predict_batch.get_concrete_function(distributed.element_spec)
             for batch in distributed:
                 for name, value in predict_batch(batch).items():
-                    parts.setdefault(name, []).append(self.all_rows(value))
+                    parts.setdefault(name, []).append(self.accelerator.gather(value))
         return in_order({name: np.concatenate(values) for name, values in parts.items()})
-
-    def all_rows(self, value: tf.Tensor) -> np.ndarray:
-        """The rows of all replicas, those of other machines included."""
-        strategy = self.accelerator.strategy
-        if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-            return strategy.gather(value, axis=0).numpy()
-        return np.concatenate([part.numpy() for part in strategy.experimental_local_results(value)])
 
 
 def in_order(outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

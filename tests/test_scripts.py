@@ -159,7 +159,7 @@ def test_lower_is_better_for_a_loss(tmp_path: pathlib.Path, chosen: str, seed: i
         weights = {"number": np.float32(number)}
         folder = str(tmp_path / f"seed-{number}/best")
         run_folder.write_step(folder, run_folder.Progress(step=2), weights, keep=1)
-    assert runner.keep_best(str(tmp_path), results, chosen)["seed"] == seed
+    assert runner.keep_best(str(tmp_path), results, chosen, is_chief=True)["seed"] == seed
     assert json.loads((tmp_path / "restarts.json").read_text())["best_seed"] == seed
     copied = read_tensors(str(tmp_path / "best/step-00000002/model.ckpt"))
     assert copied["number"] == seed

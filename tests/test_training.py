@@ -13,7 +13,8 @@ import tf_keras as keras
 
 from bert_tf import run_folder, training, weights
 from bert_tf.data import batches
-from bert_tf.training import Loop, NonFiniteLoss, Preempted
+from bert_tf.distribution import Preempted
+from bert_tf.training import Loop, NonFiniteLoss
 from tests.tiny_run import run_tiny, tiny_run, write_reviews
 
 NO_DROPOUT = {"hidden_dropout": 0.0, "attention_dropout": 0.0}
@@ -160,7 +161,7 @@ def test_sigterm_saves_and_says_so(tmp_path: pathlib.Path, monkeypatch: pytest.M
     advance = Loop.advance
 
     def terminate(self: Loop, feed: batches.Feed) -> None:
-        self.terminated = self.state.progress.step >= 4
+        self.sigterm_came = lambda: self.state.progress.step >= 4
         advance(self, feed)
 
     with monkeypatch.context() as patch:
@@ -204,12 +205,13 @@ def test_fields_that_are_newer_than_a_run_have_their_defaults_there(tmp_path: pa
     values = run.to_dict()
     del values["distillation"], values["train"]["keep_checkpoints"], values["model"]["num_layers"]
     (tmp_path / "run.json").write_text(json.dumps(values))
-    run_folder.check_same_run(str(tmp_path / "run.json"), run)
+    (tmp_path / "best/step-00000001").mkdir(parents=True)  # else there is nothing to protect
+    run_folder.check_same_run(str(tmp_path), run)
     other = dataclasses.replace(run, model=dataclasses.replace(run.model, num_layers=2))
     with pytest.raises(
         ValueError, match=r"another run: config\.model\.num_layers: 0 there, 2 here"
     ):
-        run_folder.check_same_run(str(tmp_path / "run.json"), other)
+        run_folder.check_same_run(str(tmp_path), other)
 
 
 def test_other_data_are_refused_on_resuming(

@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from bert_tf.config import RunConfig, TrainConfig
+from bert_tf.data.service import distribute
 from bert_tf.data.text import TextExamples
 from bert_tf.distribution import Accelerator
 from bert_tf.tokenization import Tokenizer, in_chunks, traced
@@ -286,7 +287,7 @@ class Examples:
             run.data.bucket_window,
             total_steps,
         )
-        return Feed(self, plan, first_step, accelerator)
+        return Feed(self, plan, first_step, accelerator, run.data.service)
 
 
 def tokenize(
@@ -408,17 +409,17 @@ class Feed:
         plan: TrainingPlan,
         first_step: int,
         accelerator: Accelerator,
+        data_service: str = "",
     ) -> None:
         """With static shapes there is one iterator for each width, otherwise a single one."""
         self.static = accelerator.static_shapes
         self.widths = [plan[step].width for step in range(first_step, len(plan))]
         self.position = 0
-        strategy = accelerator.strategy
         remaining = plan[first_step:]
         groups = by_width(remaining) if self.static else {0: remaining}
         self.iterators: dict[int, tf.data.Iterator] = {
             width: iter(
-                strategy.experimental_distribute_dataset(dataset(examples, group, self.static))
+                distribute(dataset(examples, group, self.static), accelerator, data_service)
             )
             for width, group in groups.items()
         }

@@ -26,6 +26,7 @@ from google.protobuf.message import DecodeError
 
 from bert_tf.config import BertConfig, RunConfig
 from bert_tf.data.batches import Examples
+from bert_tf.data.service import distribute
 from bert_tf.distribution import Accelerator
 
 BLOCK_RECORDS = 1024
@@ -286,7 +287,7 @@ class Records:
         """The batches from `first_step` on; there is no last one."""
         train = run.train
         batches = self.dataset(train.global_batch_size, train.seed, first_step)
-        return RecordFeed.of(batches, accelerator)
+        return RecordFeed.of(batches, accelerator, run.data.service)
 
     def dataset(self, global_batch_size: int, seed: int, first_step: int = 0) -> tf.data.Dataset:
         """Endless batches of one static shape, from `first_step` on.
@@ -406,9 +407,11 @@ class RecordFeed:
     iterator: tf.data.Iterator
 
     @classmethod
-    def of(cls, batches: tf.data.Dataset, accelerator: Accelerator) -> RecordFeed:
+    def of(
+        cls, batches: tf.data.Dataset, accelerator: Accelerator, data_service: str
+    ) -> RecordFeed:
         """Hands out an endless data set to all replicas."""
-        return cls(iter(accelerator.strategy.experimental_distribute_dataset(batches)))
+        return cls(iter(distribute(batches, accelerator, data_service)))
 
     def next(self, most: int) -> tuple[tf.data.Iterator, int]:
         """The iterator, for as many steps as are wanted."""

@@ -363,8 +363,14 @@ class TokenShards:
     ) -> RecordFeed:
         """The batches from `first_step` on; there is no last one."""
         train = run.train
+        if run.data.service:
+            raise ValueError(
+                f"config.data.service={run.data.service!r} cannot make batches of token shards, "
+                "which this process's Python makes; leave it out, or write TFRecord files "
+                "(scripts/create_pretraining_data.py without --form=tokens)."
+            )
         batches = self.dataset(train.global_batch_size, train.seed, first_step)
-        return RecordFeed.of(batches, accelerator)
+        return RecordFeed.of(batches, accelerator, "")
 
     def dataset(self, global_batch_size: int, seed: int, first_step: int = 0) -> tf.data.Dataset:
         """Endless batches of one static shape, from `first_step` on; see `make_rows`."""

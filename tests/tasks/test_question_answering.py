@@ -15,11 +15,12 @@ from bert_tf.config import RunConfig
 from bert_tf.conversion import write_hugging_face, write_tf1
 from bert_tf.data.question_windows import tokenize_questions
 from bert_tf.data.squad import Answer, Question, Questions
+from bert_tf.distribution import Preempted
 from bert_tf.encoder import variables_by_name
 from bert_tf.restore import open_run
 from bert_tf.tasks.answer_spans import IMPOSSIBLE, best_spans, find_answers
 from bert_tf.tasks.question_answering import QuestionAnsweringTask, window_losses
-from bert_tf.training import Evaluator, Preempted
+from bert_tf.training import Evaluator
 from tests.tiny_questions import tiny_question_run
 from tests.tiny_run import CHECKPOINT, on_cpu, run_tiny
 
