@@ -235,9 +235,9 @@ def watching_workers(accelerator: Accelerator) -> Iterator[None]:
         if not accelerator.has_workers:
             raise
         raise WorkerLost(
-            f"another worker stopped, or cannot be reached ({error.message.splitlines()[0]}). Look "
-            "into its log; then start all workers again with the same command: they go on from the "
-            "last checkpoint."
+            f"another worker stopped, or cannot be reached ({type(error).__name__}). Look into its "
+            "log; then start all workers again with the same command: they go on from the last "
+            "checkpoint."
         ) from error
 
 
