@@ -232,7 +232,7 @@ def test_two_processes_read_from_a_service(tmp_path: pathlib.Path, alone: pathli
 def test_an_address_that_is_none() -> None:
     batches = tf.data.Dataset.from_tensors({"x": tf.zeros([2])})
     with pytest.raises(ValueError, match=r"data\.service='here' is no address; write grpc://HOST"):
-        service.distribute(batches, on_cpu(), "here")
+        service.from_service(batches, on_cpu(), "here")
 
 
 # ------------------------------------------------------------------------------------- mistakes

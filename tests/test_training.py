@@ -161,7 +161,8 @@ def test_sigterm_saves_and_says_so(tmp_path: pathlib.Path, monkeypatch: pytest.M
     advance = Loop.advance
 
     def terminate(self: Loop, feed: batches.Feed) -> None:
-        self.sigterm_came = lambda: self.state.progress.step >= 4
+        came = self.state.progress.step >= 4
+        self.sigterm_came = lambda: came
         advance(self, feed)
 
     with monkeypatch.context() as patch:

@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from bert_tf.config import RunConfig, TrainConfig
-from bert_tf.data.service import distribute
+from bert_tf.data.service import from_service
 from bert_tf.data.text import TextExamples
 from bert_tf.distribution import Accelerator
 from bert_tf.tokenization import Tokenizer, in_chunks, traced
@@ -398,6 +398,15 @@ def gather_targets(targets: dict[str, tf.Tensor], rows: tf.Tensor) -> dict[str, 
         of_rows = tf.gather(values, tf.maximum(rows, 0))  # [B, ...]
         gathered[name] = tf.where(keep, of_rows, tf.zeros([], values.dtype))
     return gathered
+
+
+def distribute(
+    batches: tf.data.Dataset, accelerator: Accelerator, service: str
+) -> tf.distribute.DistributedDataset:
+    """Global batches [B, ...], cut among the replicas; see `service.from_service`."""
+    if service:
+        return from_service(batches, accelerator, service)
+    return accelerator.strategy.experimental_distribute_dataset(batches)
 
 
 class Feed:

@@ -25,8 +25,7 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 
 from bert_tf.config import BertConfig, RunConfig
-from bert_tf.data.batches import Examples
-from bert_tf.data.service import distribute
+from bert_tf.data.batches import Examples, distribute
 from bert_tf.distribution import Accelerator
 
 BLOCK_RECORDS = 1024

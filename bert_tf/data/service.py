@@ -19,17 +19,14 @@ from bert_tf.distribution import Accelerator
 ADDRESS = re.compile(r"grpc://[^/:]+:\d+")
 
 
-def distribute(
+def from_service(
     batches: tf.data.Dataset, accelerator: Accelerator, service: str
 ) -> tf.distribute.DistributedDataset:
-    """Global batches [B, ...], cut among the replicas: from the service, or without one ("").
+    """Global batches [B, ...], made by the service and cut among the replicas.
 
     Raises:
         ValueError: the address is none.
     """
-    strategy = accelerator.strategy
-    if not service:
-        return strategy.experimental_distribute_dataset(batches)
     if not ADDRESS.fullmatch(service):
         raise ValueError(
             f"config.data.service={service!r} is no address; write grpc://HOST:PORT of "
@@ -74,4 +71,4 @@ def distribute(
             )
         )
 
-    return strategy.distribute_datasets_from_function(pipeline)
+    return accelerator.strategy.distribute_datasets_from_function(pipeline)

@@ -136,7 +136,8 @@ def compile_hlo(hlo: bytes, aliases: list[tuple[int, int]], described: Topology)
         module = ir.Module.parse(_jax.mlir.hlo_to_stablehlo(hlo))
         drop_copies(module)
         share_memory(module, aliases)
-        return devices[0].client.compile(
+        client = devices[0].client
+        return client.compile(
             module, executable_devices=_jax.DeviceList(tuple(devices)), compile_options=options
         )
 
