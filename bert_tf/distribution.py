@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -94,8 +95,17 @@ class Accelerator:
             return [number]
         value = tf.constant([number], tf.int64)
         own = self.strategy.experimental_distribute_values_from_function(lambda context: value)
-        per_process = self.strategy.num_replicas_in_sync // self.workers
-        return self.gather(own)[::per_process].tolist()
+        every = self.strategy.experimental_local_results(self.gathered(own))[0].numpy()
+        return every[:: self.replicas // self.workers].tolist()
+
+    @functools.cached_property
+    def gathered(self) -> tf.types.experimental.GenericFunction:
+        """The rows of all replicas in each; traced once, unlike `strategy.gather`."""
+
+        def gather(value: tf.Tensor) -> tf.Tensor:
+            return tf.distribute.get_replica_context().all_gather(value, axis=0)
+
+        return tf.function(lambda own: self.strategy.run(gather, (own,)), autograph=False)
 
     @property
     def workers(self) -> int:
@@ -251,7 +261,7 @@ def connect_workers() -> tuple[str, tf.distribute.Strategy]:
         len(addresses),
         ", ".join(addresses),
     )
-    has_gpu = bool(tf.config.list_physical_devices("GPU"))
+    has_gpu = grow_memory() > 0
     try:
         # Before any other operation of TensorFlow: it restarts the process's runtime.
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
@@ -261,6 +271,9 @@ def connect_workers() -> tuple[str, tf.distribute.Strategy]:
             "cluster must be the same everywhere, its addresses reachable from every machine, and "
             f"the port of {addresses[index]} free on this one."
         ) from error
+    # TensorFlow took SIGTERM for itself, and would let it pass unheard until training begins.
+    with contextlib.suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     return "gpu" if has_gpu else "cpu", strategy
 
 
@@ -299,15 +312,21 @@ def own_task(described: dict[str, Any]) -> tuple[str, int, list[str]]:
 
 def gpu_strategy() -> tf.distribute.Strategy:
     """All GPUs of this machine."""
-    devices = tf.config.list_physical_devices("GPU")
-    if not devices:
+    count = grow_memory()
+    if not count:
         raise ValueError("--accelerator=gpu, but TensorFlow sees no GPU; choose cpu or auto.")
+    return (
+        tf.distribute.OneDeviceStrategy("GPU:0") if count == 1 else tf.distribute.MirroredStrategy()
+    )
+
+
+def grow_memory() -> int:
+    """Lets the memory taken of each GPU grow; returns how many there are."""
+    devices = tf.config.list_physical_devices("GPU")
     for device in devices:
         # Without growth the first process takes all memory of every GPU on the machine.
         tf.config.experimental.set_memory_growth(device, True)
-    if len(devices) == 1:
-        return tf.distribute.OneDeviceStrategy("GPU:0")
-    return tf.distribute.MirroredStrategy()
+    return len(devices)
 
 
 def cpu_strategy(replicas: int) -> tf.distribute.Strategy:

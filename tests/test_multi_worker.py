@@ -144,7 +144,7 @@ def test_only_the_chief_writes(tmp_path: pathlib.Path, alone: pathlib.Path) -> N
 def test_sigterm_to_one_saves_and_stops_all(
     tmp_path: pathlib.Path, alone: pathlib.Path, victim: int
 ) -> None:
-    run = run_of(alone, steps=400, eval_every=0, log_every=100)
+    run = run_of(alone, steps=120, eval_every=0, log_every=40)
     assert stop(tmp_path, run, "run", victim, signal.SIGTERM) == [143, 143]
     for index in (0, 1):
         assert "SIGTERM: saved at step" in (tmp_path / f"worker-{index}.log").read_text()
@@ -158,7 +158,7 @@ def test_sigterm_to_one_saves_and_stops_all(
 def test_a_killed_worker_ends_all_and_the_job_goes_on(
     tmp_path: pathlib.Path, alone: pathlib.Path, victim: int
 ) -> None:
-    run = run_of(alone, steps=400, eval_every=0, log_every=100)
+    run = run_of(alone, steps=120, eval_every=0, log_every=40)
     codes = stop(tmp_path, run, "run", victim, signal.SIGKILL)
     assert codes[victim] == -signal.SIGKILL
     assert codes[1 - victim] == 75

@@ -406,6 +406,8 @@ def distribute(
     """Global batches [B, ...], cut among the replicas; see `service.from_service`."""
     if service:
         return from_service(batches, accelerator, service)
+    if accelerator.has_workers:  # they would ask each other at every step whether there is more
+        batches = batches.repeat()
     return accelerator.strategy.experimental_distribute_dataset(batches)
 
 
