@@ -2,7 +2,7 @@
 
     scripts/tpu_preflight.py has made PYTHON (~/.cache/bert_tf/tpu-compiler-*/bin/python):
     PYTHON -m pip install --no-deps --target=FOLDER keras-hub==0.32.0 tf-models-official==2.20.0 \
-        gin-config==0.5.0 tensorflow-model-optimization==0.8.0 regex
+        gin-config==0.5.0 tensorflow-model-optimization==0.8.0 regex tokenizers==0.23.3
     PYTHONPATH=.:FOLDER PYTHON scripts/peers/tpu_encoders.py --encoder=bert_tf  # or the others
 
 BERT-base, bfloat16, dropout 0.1, 76 masked words of 512 tokens. Heads, loss, optimizer and
@@ -11,14 +11,18 @@ compilation are bert_tf's in all three; only the encoder differs.
 
 from __future__ import annotations
 
-import os
-
-from bert_tf.preflight.environment import VARIABLES
-
-os.environ.update(VARIABLES | {"KERAS_BACKEND": "tensorflow"})  # before TensorFlow is imported
-
 import dataclasses
+import os
+import pathlib
+import runpy
 from typing import Any, TypeAlias
+
+os.environ.update(  # before TensorFlow is imported, which an import of bert_tf does
+    runpy.run_path(str(pathlib.Path(__file__).parents[2] / "bert_tf/preflight/environment.py"))[
+        "VARIABLES"
+    ]
+    | {"KERAS_BACKEND": "tensorflow"}
+)
 
 import tensorflow as tf
 import tf_keras
