@@ -41,11 +41,11 @@ def connect(name: str) -> tf.distribute.Strategy:
         topology = tf.tpu.experimental.initialize_tpu_system(resolver)
     # OSError: the address of a name is asked from a server; ImportError: with Google's API client.
     except (ValueError, tf.errors.OpError, RuntimeError, OSError, ImportError) as error:
+        reason = " ".join(str(error).split())[:300]  # its first line may say nothing
         raise ValueError(
-            f"no TPU answered at --tpu={name} ({str(error).splitlines()[0]}). On a TPU VM use "
-            "--tpu=local, with no other process on the TPU; for a TPU with several hosts its name, "
-            f"or grpc://ADDRESS:8470 of its first host. Installed: {versions()}. {INSTALL}. "
-            "Elsewhere choose --accelerator=gpu or cpu."
+            f"no TPU answered at --tpu={name} ({reason}). On a TPU VM use --tpu=local, with no "
+            "other process on the TPU; for a TPU of several hosts its name, or grpc://ADDRESS:8470 "
+            f"of the first. Installed: {versions()}. Elsewhere choose --accelerator=gpu or cpu."
         ) from error
     strategy = tf.distribute.TPUStrategy(resolver)
     logging.info(
