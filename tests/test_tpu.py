@@ -116,6 +116,7 @@ def test_a_tpu_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, error: Exce
 # ----------------------------------------------------------------------------------------- software
 
 
+@pytest.mark.skipif(tpu.installed("tensorflow-tpu") is not None, reason="has TPU kernels")
 def test_the_stock_package_is_named_before_anything_is_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
