@@ -20,6 +20,7 @@ import tensorflow as tf
 import tf_keras as keras
 from absl import logging
 
+from bert_tf import tpu
 from bert_tf.config import RuntimeConfig
 from bert_tf.encoder import Layout, PaddedLayout, UnpaddedLayout
 
@@ -152,7 +153,7 @@ def make_strategy(runtime: RuntimeConfig) -> tuple[str, tf.distribute.Strategy]:
             "every device is a replica. Leave it at 1."
         )
     if kind == "tpu":
-        return kind, connect_tpu(runtime.tpu)
+        return kind, tpu.connect(runtime.tpu)
     if kind == "multi_worker":
         return connect_workers()
     if kind == "gpu":
@@ -185,25 +186,6 @@ def read_tf_config() -> dict[str, Any]:
             "and task in it, or unset it."
         )
     return described
-
-
-def connect_tpu(name: str) -> tf.distribute.Strategy:
-    """Initialises the TPU system and returns its strategy."""
-    # Stock TensorFlow has no TPU kernels; its own message ("No OpKernel was registered to support
-    # Op 'ConfigureDistributedTPU'") has cost many people a day.
-    try:
-        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=name)
-        tf.config.experimental_connect_to_cluster(resolver)
-        topology = tf.tpu.experimental.initialize_tpu_system(resolver)
-    except (ValueError, tf.errors.OpError, RuntimeError) as error:
-        raise ValueError(
-            f"no TPU answered at --tpu={name} ({str(error).splitlines()[0]}). On a TPU VM install "
-            "the TPU build (tensorflow-tpu==2.19.1 with libtpu==0.0.10, then tf_keras==2.19.0 and "
-            "tensorflow-text==2.19.0 with --no-deps); the stock tensorflow package has no TPU "
-            "support. Elsewhere choose --accelerator=gpu or cpu."
-        ) from error
-    logging.info("TPU topology %s.", topology.mesh_shape)
-    return tf.distribute.TPUStrategy(resolver)
 
 
 class Preempted(Exception):  # noqa: N818 - not an error: everything is saved

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from bert_tf import distillation, distribution, run_folder, training
+from bert_tf import distillation, distribution, run_folder, tpu, training
 from bert_tf.config import RunConfig
 from bert_tf.encoder import Layout
 from bert_tf.restore import OpenedRun, narrow, new_task, open_checkpoint, open_run
@@ -37,6 +37,8 @@ def train(run: RunConfig, workdir: str, restarts: int = 1) -> dict[str, float]:
         raise ValueError(f"--restarts={restarts} must be at least 1.")
     check_task(run)
     accelerator = connect(run)
+    if accelerator.kind == "tpu":
+        tpu.check_paths(run, workdir, accelerator.strategy)
     with distribution.watching_workers(accelerator):
         return train_seeds(run, workdir, restarts, accelerator)
 

@@ -47,6 +47,19 @@ _CJK = (  # the original's _is_chinese_char
     (0xF900, 0xFAFF),
     (0x2F800, 0x2FA1F),
 )
+# Punctuation of Unicode 13 and 14, which tensorflow-text 2.19 (Unicode 12) takes for letters: with
+# spaces around it, it is a word of its own in every version.
+_NEWER_PUNCTUATION = (
+    (0x061D, 0x061D),
+    (0x1B7D, 0x1B7E),
+    (0x2E52, 0x2E5D),
+    (0x10EAD, 0x10EAD),
+    (0x10F86, 0x10F89),
+    (0x1145A, 0x1145A),
+    (0x116B9, 0x116B9),
+    (0x11944, 0x11946),
+    (0x12FF1, 0x12FF2),
+)
 _HANGUL_FIRST, _HANGUL_LAST = 0xAC00, 0xD7A3  # decomposed by rule, Unicode section 3.12
 
 
@@ -132,7 +145,8 @@ def _entries(lower_case: bool, strip_accents: bool) -> tuple[np.ndarray, list[in
     expansions: list[int] = []
     starter = ~properties.combining
     movable = properties.combining & ~properties.mark
-    for code, result in _mappings(lower_case, strip_accents).items():
+    spaced = {code: (ord(" "), code, ord(" ")) for code in _code_points(_NEWER_PUNCTUATION)}
+    for code, result in (_mappings(lower_case, strip_accents) | spaced).items():
         kept = [c for c in result if not (strip_accents and properties.mark[c])]
         length[code] = len(kept)
         value[code] = kept[0] if len(kept) == 1 else len(expansions)

@@ -5,6 +5,10 @@
 #   prepare_environment dev    # the same, and the tools of scripts/test.sh
 #   "$venv_python" -m ...
 #
+# Another TensorFlow, in an environment of its own, .venv-tf2.19:
+#
+#   choose_tensorflow 2.19     # before prepare_environment; scripts/tensorflow-2.19.txt has the pins
+#
 # The second call installs nothing: a stamp file inside .venv holds a checksum of what was asked
 # for. A call that was killed leaves no stamp, so the next one goes on from there.
 # PYTHON=/path/to/python3.x chooses the Python that .venv is made with (remove .venv to change it).
@@ -13,23 +17,7 @@
 project_root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 venv="$project_root/.venv"
 venv_python="$venv/bin/python"
-other_pins=() # instead of those of requirements.txt; see use_tensorflow
-
-# use_tensorflow 2.19: another release of TensorFlow, in an environment of its own beside .venv.
-use_tensorflow() {
-  case "$1" in
-    # What runs on Cloud TPU.
-    2.19) other_pins=(tensorflow==2.19.1 tensorflow-text==2.19.0 tf_keras==2.19.0
-      tensorflow-serving-api==2.19.1 numpy==2.1.3) ;;
-    2.20) return ;; # that of requirements.txt
-    # Never tensorflow-text 2.21.0, which does not load (tensorflow/text#1541).
-    2.21) other_pins=(tensorflow==2.21.0 tensorflow-text==2.21.1 tf_keras==2.21.0
-      tensorflow-serving-api==2.21.0) ;;
-    *) fail "--tensorflow=$1 must be 2.19, 2.20 or 2.21." ;;
-  esac
-  venv="$project_root/.venv-tensorflow-$1"
-  venv_python="$venv/bin/python"
-}
+other_tensorflow="" # file of requirements that are laid over those of the project
 
 say() {
   printf '%s: %s\n' "$(basename "$0")" "$*"
@@ -38,6 +26,18 @@ say() {
 fail() {
   printf '%s: %s\n' "$(basename "$0")" "$*" >&2
   exit 1
+}
+
+# $1: a version that scripts/tensorflow-VERSION.txt has the pins of.
+choose_tensorflow() {
+  other_tensorflow="$project_root/scripts/tensorflow-$1.txt"
+  if [ ! -f "$other_tensorflow" ]; then
+    fail "--tensorflow=$1 has no pins; these have:" \
+      "$(cd "$project_root/scripts" && ls tensorflow-*.txt | sed 's/tensorflow-//;s/.txt//' | xargs)." \
+      "Without --tensorflow it is the version in requirements.txt."
+  fi
+  venv="$project_root/.venv-tf$1"
+  venv_python="$venv/bin/python"
 }
 
 # Succeeds if $1 is a Python that can make the environment.
@@ -73,17 +73,27 @@ make_venv() {
     return
   fi
   find_python
-  say "making ${venv##*/} with $("$base_python" --version)"
+  say "making $(basename "$venv") with $("$base_python" --version)"
   "$base_python" -m venv --clear "$venv" || fail "could not make $venv; see the message above."
 }
 
 # $1: run or dev. Prints the checksum of everything that decides what is installed.
 environment_checksum() {
   {
-    printf '%s\n' "$1" "$project_root" ${other_pins[@]+"${other_pins[@]}"}
-    cat "$project_root/requirements.txt" "$project_root/pyproject.toml" "$venv/pyvenv.cfg"
+    printf '%s\n' "$1" "$project_root"
+    cat "$project_root/requirements.txt" "$project_root/pyproject.toml" "$venv/pyvenv.cfg" \
+      ${other_tensorflow:+"$other_tensorflow"}
   } | cksum
 }
+
+# $1: this package with its extras.
+install_requirements() (
+  cd "$project_root" && pip_install --requirement requirements.txt --editable "$1" || return
+  # All else stays as it is pinned. pip would warn that the extra `cpu` asks for another TensorFlow.
+  if [ -n "$other_tensorflow" ]; then
+    pip_install --no-warn-conflicts --requirement "$other_tensorflow"
+  fi
+)
 
 prepare_environment() {
   local kind="$1" package="." checksum stamp
@@ -97,15 +107,11 @@ prepare_environment() {
       return
     fi
   done
-  say "installing requirements.txt and $package into ${venv##*/} (some minutes the first time)"
+  say "installing requirements.txt and $package into $(basename "$venv") (some minutes the first time)"
   rm -f "$venv"/.installed-*
-  (cd "$project_root" && pip_install --requirement requirements.txt --editable "$package") ||
+  install_requirements "$package" ||
     fail "pip could not install the requirements; see its message above. Run this again to go on," \
       "or remove $venv first to start afresh."
-  if [ ${#other_pins[@]} -gt 0 ]; then
-    say "replacing TensorFlow by ${other_pins[*]}"
-    pip_install "${other_pins[@]}" || fail "pip could not install ${other_pins[*]}; see above."
-  fi
   checksum="$(environment_checksum "$kind")"
   printf '%s\n' "$checksum" >"$venv/.installed-$kind.part"
   mv "$venv/.installed-$kind.part" "$venv/.installed-$kind"

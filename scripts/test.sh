@@ -6,7 +6,7 @@
 #   scripts/test.sh --slow                        # the slow tests too
 #   scripts/test.sh tests/test_encoder.py -k erf  # the rest goes to pytest; paths from the root
 #   scripts/test.sh -n 0 --pdb                    # one process, as a debugger needs
-#   scripts/test.sh --tensorflow=2.19             # the tests alone, with another TensorFlow
+#   scripts/test.sh --tensorflow=2.19             # the tests alone, with TensorFlow 2.19 (or 2.21)
 #
 # BERT_TF_TEST_WORKERS=N  number of test processes (2 by default; each holds its own TensorFlow)
 # BERT_TF_SHARED=FOLDER   folder of real data; the checks that need it are skipped without
@@ -18,7 +18,7 @@ pytest_arguments=()
 for argument in "$@"; do
   case "$argument" in
     --slow) marker="" ;;
-    --tensorflow=*) use_tensorflow "${argument#*=}" ;;
+    --tensorflow=*) choose_tensorflow "${argument#*=}" ;;
     *) pytest_arguments+=("$argument") ;;
   esac
 done
@@ -32,7 +32,7 @@ check() {
   "$venv_python" -m "$@" || failed="$failed, $*"
 }
 
-if [ ${#other_pins[@]} -eq 0 ]; then
+if [ -z "$other_tensorflow" ]; then # the source is the same for every TensorFlow
   check ruff format --check .
   check ruff check .
   check mypy bert_tf scripts

@@ -37,6 +37,7 @@ LAYERS = {
     "metrics": 1,
     "optimization": 1,
     "spans": 1,
+    "tpu": 1,
     "weights": 1,
     "data": 2,
     "tasks": 3,
