@@ -84,8 +84,30 @@ def attention(
     """
     scale = tf.constant(query.shape[-1] ** -0.5, query.dtype)
     scores = tf.matmul(query * scale, key, transpose_b=True)  # [B, N, S, T]
-    probs = tf.nn.softmax(tf.cast(scores, tf.float32) + bias)  # [B, N, S, T]
-    return tf.matmul(dropout(tf.cast(probs, value.dtype), rate, seed), value)
+    probs = softmax_in(tf.cast(scores, tf.float32) + bias, value.dtype)  # [B, N, S, T]
+    return tf.matmul(dropout(probs, rate, seed), value)
+
+
+def softmax_in(scores: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    """The softmax of float32 `scores` over the last axis, in another dtype.
+
+    In half precision the gradient reads these values, not the float32 ones, which are then never
+    kept: of all that a step keeps they would be the most.
+    """
+    if dtype == scores.dtype:
+        return tf.nn.softmax(scores)
+
+    @tf.custom_gradient
+    def forward(scores: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+        narrow = tf.cast(tf.nn.softmax(scores), dtype)
+
+        def backward(gradient: tf.Tensor) -> tf.Tensor:
+            probs, gradient = tf.cast(narrow, tf.float32), tf.cast(gradient, tf.float32)
+            return probs * (gradient - tf.reduce_sum(probs * gradient, axis=-1, keepdims=True))
+
+        return narrow, backward
+
+    return forward(scores)
 
 
 def softmax_cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
