@@ -124,9 +124,9 @@ def paths(run: RunConfig) -> Iterator[tuple[str, str]]:
     for section, data in of_data.items():
         yield f"{section}.data_dir", data.data_dir
         for split in ("train", "dev", "test"):
-            for source in getattr(data, split).split(","):
+            for source in map(str.strip, getattr(data, split).split(",")):
                 if not source.startswith("tfds:"):  # it lies in data_dir
-                    yield f"{section}.{split}", source.strip()
+                    yield f"{section}.{split}", source
 
 
 def lies_on_own_disk(path: str) -> bool:

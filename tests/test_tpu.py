@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import pathlib
+import re
 import types
 
 import pytest
@@ -23,6 +24,7 @@ from bert_tf.config import (
 )
 from bert_tf.distribution import connect
 
+ROOT = pathlib.Path(__file__).parent.parent
 TPU_BUILD = {
     "tensorflow-tpu": "2.19.1",
     "tf_keras": "2.19.0",
@@ -163,6 +165,16 @@ def test_what_may_work_is_tried(monkeypatch: pytest.MonkeyPatch, packages: dict[
     set_kernels(monkeypatch)
     set_packages(monkeypatch, packages)
     tpu.check_software()
+
+
+def test_the_pins_agree() -> None:
+    """Those of the message with those of the extra, and with those that the tests can run with."""
+    pins = re.findall(r"[\w-]+==[\d.]+", tpu.INSTALL)
+    assert len(pins) == 4
+    pyproject = (ROOT / "pyproject.toml").read_text("utf-8")
+    assert not [pin for pin in pins if pin not in pyproject]
+    tested = (ROOT / "scripts" / "tensorflow-2.19.txt").read_text("utf-8").splitlines()
+    assert {*pins[2:], pins[0].replace("-tpu", "")} <= set(tested)
 
 
 # -------------------------------------------------------------------------------------------- paths
