@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from bert_tf.preflight.findings import UNITS
 from bert_tf.preflight.program import Program
 
 # Types of jaxlib, which is not in the project's own environment.
@@ -27,8 +28,7 @@ Result: TypeAlias = Any
 GIB = float(1 << 30)
 # Where not the whole of a host is asked for, libtpu must be told how much of it.
 ONE_HOST = {"1x1": (1, 1, 1), "1x1x1": (1, 1, 1), "2x2": (2, 2, 1), "2x2x1": (2, 2, 1)}
-EXHAUSTED = re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm")
-UNITS = {"K": 2.0**-20, "M": 2.0**-10, "G": 1.0, "T": 2.0**10}
+EXHAUSTED = re.compile(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +37,7 @@ class Compiled:
 
     seconds: float  # that it took
     hlo: str  # the program before it was optimized
-    hbm_used: float  # GiB on each chip
-    hbm_available: float | None  # GiB; told where it does not fit
+    hbm_used: float  # GiB on each device
     flops: float  # of one step of one replica; 0 where it does not fit
     bytes_accessed: float
     optimized: str  # HLO text; "" where it does not fit
@@ -86,7 +85,6 @@ def compile_program(program: Program, name: str) -> Compiled:
         seconds=time.monotonic() - started,
         hlo=text,
         hbm_used=max(used, memory.peak_memory_in_bytes) / GIB,
-        hbm_available=None,
         flops=cost["flops"],
         bytes_accessed=cost["bytes accessed"],
         optimized=optimized,
@@ -99,12 +97,11 @@ def refused(message: str, hlo: str, seconds: float) -> Compiled:
     found = EXHAUSTED.search(message)
     if not found:
         raise RuntimeError(message)
-    used, unit, available, unit_available = found.groups()
+    used, unit = found.groups()
     return Compiled(
         seconds=seconds,
         hlo=hlo,
         hbm_used=float(used) * UNITS[unit],
-        hbm_available=float(available) * UNITS[unit_available],
         flops=0.0,
         bytes_accessed=0.0,
         optimized="",

@@ -74,7 +74,7 @@ def largest_buffers(optimized: str, count: int = 5) -> list[tuple[float, str]]:
 ALLOCATION = re.compile(
     r"Size: ([\d.]+)([KMG])\s*\n\s*(?:Operator: op_name=\"([^\"]*)\".*\n\s*)?Shape: (\w+\[[\d,]*\])"
 )
-UNITS = {"K": 2.0**-20, "M": 2.0**-10, "G": 1.0}
+UNITS = {"K": 2.0**-20, "M": 2.0**-10, "G": 1.0, "T": 2.0**10}  # in GiB
 
 
 def refused_buffers(message: str, count: int = 5) -> list[tuple[float, str]]:
