@@ -57,8 +57,32 @@ def dropout(x: tf.Tensor, rate: float, seed: tf.Tensor | None) -> tf.Tensor:
     """
     if seed is None or rate == 0.0:
         return x
-    kept = tf.random.stateless_uniform(tf.shape(x), seed) >= rate
+
+    kept = random_bits(x, seed) >= tf.constant(round(rate * 2**32), tf.uint32)
     return tf.where(kept, x * tf.cast(1.0 / (1.0 - rate), x.dtype), tf.zeros((), x.dtype))
+
+
+def random_bits(like: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """32 random bits for each unit of a tensor, uint32: a hash of its place and the seed.
+
+    Not TensorFlow's generators: to XLA these are sums and products, which it joins with what reads
+    them, so that no random number is ever in memory. The hash is Wellons' `lowbias32` ("Hash
+    Function Prospector", 2018; multipliers of 2022), half of the key going in between its rounds.
+    """
+    key = tf.bitcast(seed, tf.uint32)  # [2]
+    sizes = tf.unstack(tf.shape(like)) if None in like.shape else list(like.shape)
+    x = tf.zeros((), tf.uint32)
+    for size in sizes:  # x is the place in row-major order (modulo 2**32)
+        along = tf.cast(tf.range(size), tf.uint32)
+        x = tf.expand_dims(x * tf.cast(size, tf.uint32), -1) + along
+    x = fold(x ^ key[0], 16) * tf.constant(0x21F0AAAD, tf.uint32)
+    x = fold(x ^ key[1], 15) * tf.constant(0x735A2D97, tf.uint32)
+    return fold(x, 15)
+
+
+def fold(x: tf.Tensor, shift: int) -> tf.Tensor:
+    """The upper bits of uint32 added to the lower ones."""
+    return x ^ tf.bitwise.right_shift(x, tf.constant(shift, tf.uint32))
 
 
 def attention(
@@ -84,28 +108,38 @@ def attention(
     """
     scale = tf.constant(query.shape[-1] ** -0.5, query.dtype)
     scores = tf.matmul(query * scale, key, transpose_b=True)  # [B, N, S, T]
-    probs = softmax_in(tf.cast(scores, tf.float32) + bias, value.dtype)  # [B, N, S, T]
-    return tf.matmul(dropout(probs, rate, seed), value)
+    return tf.matmul(dropout(softmax(scores, bias), rate, seed), value)
 
 
-def softmax_in(scores: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-    """The softmax of float32 `scores` over the last axis, in another dtype.
+def softmax(scores: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+    """The softmax of `scores + bias` over the last axis, computed in float32.
 
-    In half precision the gradient reads these values, not the float32 ones, which are then never
-    kept: of all that a step keeps they would be the most.
+    In half precision the backward pass computes it again, from the scores and one number a row: of
+    all that a step keeps, these values in float32 would be the most.
+
+    Args:
+        scores: [B, N, S, T].
+        bias: float32, broadcasts to that.
+
+    Returns:
+        [B, N, S, T] in the dtype of `scores`.
     """
-    if dtype == scores.dtype:
-        return tf.nn.softmax(scores)
+    if scores.dtype == tf.float32:
+        return tf.nn.softmax(scores + bias)
 
     @tf.custom_gradient
     def forward(scores: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
-        narrow = tf.cast(tf.nn.softmax(scores), dtype)
+        def wide(scores: tf.Tensor) -> tf.Tensor:
+            return tf.cast(scores, tf.float32) + bias
+
+        total = tf.reduce_logsumexp(wide(scores), axis=-1, keepdims=True)  # float32 [B, N, S, 1]
 
         def backward(gradient: tf.Tensor) -> tf.Tensor:
-            probs, gradient = tf.cast(narrow, tf.float32), tf.cast(gradient, tf.float32)
-            return probs * (gradient - tf.reduce_sum(probs * gradient, axis=-1, keepdims=True))
+            probs, gradient = tf.exp(wide(scores) - total), tf.cast(gradient, tf.float32)
+            mean = tf.reduce_sum(probs * gradient, axis=-1, keepdims=True)  # [B, N, S, 1]
+            return tf.cast(probs * (gradient - mean), scores.dtype)
 
-        return narrow, backward
+        return tf.cast(tf.exp(wide(scores) - total), scores.dtype), backward
 
     return forward(scores)
 

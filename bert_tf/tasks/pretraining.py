@@ -229,8 +229,11 @@ def measure(logits: Mapping[str, tf.Tensor], batch: Features) -> dict[str, tf.Te
     weights = label_weights(batch)
     sums = {}
     for head, scores in logits.items():
-        losses = kernels.softmax_cross_entropy(scores, labels[head])  # [B, P or G]
-        right = tf.argmax(scores, axis=-1, output_type=labels[head].dtype) == labels[head]
+        # In rows: with the vocabulary behind two axes a TPU would lay all scores out anew.
+        rows, wanted = tf.reshape(scores, [-1, scores.shape[-1]]), tf.reshape(labels[head], [-1])
+        losses = kernels.softmax_cross_entropy(rows, wanted)  # [B * P, or B * G]
+        right = tf.argmax(rows, axis=-1, output_type=wanted.dtype) == wanted
+        losses, right = (tf.reshape(x, tf.shape(labels[head])) for x in (losses, right))
         sums[f"{head}_loss"] = tf.reduce_sum(losses * weights[head], axis=1)
         sums[f"{head}_accuracy"] = tf.reduce_sum(tf.cast(right, tf.float32) * weights[head], axis=1)
         sums[f"{head}_weight"] = tf.reduce_sum(weights[head], axis=1)
