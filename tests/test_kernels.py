@@ -107,9 +107,67 @@ def test_attention_softmax_is_float32_in_half_precision() -> None:
         lambda x: kernels.attention(x, x, x, tf.zeros([1, 1, 1, 4]), 0.1, tf.constant([1, 2]))
     ).get_concrete_function(tf.TensorSpec([2, 3, 4, 8], tf.bfloat16))
     types = {op.type: op.outputs[0].dtype for op in graph.graph.get_operations() if op.outputs}
-    assert types["Softmax"] == tf.float32
+    assert types["Exp"] == tf.float32
     assert types["BatchMatMulV2"] == tf.bfloat16
     assert graph.outputs[0].dtype == tf.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16, tf.float16])
+def test_softmax_and_its_gradient(dtype: tf.DType) -> None:
+    # Values and gradients that arrive in half precision are right to one rounding to it.
+    scores, gradient = tf.cast(normal(2, 3, 5, 7, scale=4.0), dtype), tf.cast(normal(7), dtype)
+    bias = np.array([0.0] * 6 + [kernels.MASKED_SCORE], np.float32)
+    with tf.GradientTape() as tape:
+        tape.watch(scores)
+        probs = kernels.softmax(scores, tf.constant(bias))
+    actual = tape.gradient(probs, scores, tf.broadcast_to(gradient, probs.shape))
+    assert probs.dtype == actual.dtype == dtype
+    wide, arriving = (tf.cast(x, tf.float64).numpy() for x in (scores, gradient))
+    expected = np.exp(numpy_bert.log_softmax(wide + bias))
+    tolerance = {tf.float32: 1e-5, tf.bfloat16: 4e-3, tf.float16: 5e-4}[dtype]
+    np.testing.assert_allclose(tf.cast(probs, tf.float64), expected, rtol=tolerance, atol=1e-6)
+    expected *= arriving - (expected * arriving).sum(-1, keepdims=True)
+    np.testing.assert_allclose(tf.cast(actual, tf.float64), expected, rtol=tolerance, atol=1e-5)
+    assert not probs.numpy()[..., -1].any()
+
+
+def test_random_bits_are_a_hash_of_place_and_seed() -> None:
+    def mix(x: int, key: int) -> int:
+        x = (x ^ (x >> 17)) * 0xED5AD4BB % 2**32 ^ key
+        x = (x ^ (x >> 11)) * 0xAC4C1B51 % 2**32
+        x = (x ^ (x >> 15)) * 0x31848BAB % 2**32
+        return x ^ (x >> 14)
+
+    first, second = 7, 2**32 - 2
+    first = mix((mix(first, second) + second) % 2**32, second)
+    second = mix(first ^ 0x9E3779B9, first)
+    expected = np.array([mix(place ^ first, second) for place in range(60)]).reshape(3, 4, 5)
+    like, seed = tf.zeros([3, 4, 5]), tf.constant([7, -2])
+    np.testing.assert_array_equal(kernels.random_bits(like, seed), expected)
+    unknown = [tf.TensorSpec([None, 4, None]), tf.TensorSpec([2], tf.int32)]
+    for settings in ({"input_signature": unknown}, {"jit_compile": True}):
+        traced = tf.function(kernels.random_bits, **settings)
+        np.testing.assert_array_equal(traced(like, seed), expected)
+
+
+def test_random_bits_are_random() -> None:
+    # Each of the 32 bits is set half of the time, alone and beside its neighbours in place and
+    # seed: a tensor, the next row, the next column, the seeds of the next step and layer.
+    def bits(first: int, second: int) -> np.ndarray:
+        whole = kernels.random_bits(tf.zeros([256, 1024]), tf.constant([first, second])).numpy()
+        return np.unpackbits(whole[..., None].view(np.uint8), axis=-1).astype(bool)  # [.., .., 32]
+
+    own = bits(0, 1)
+    neighbours = (
+        np.roll(own, 1, axis=0),
+        np.roll(own, 1, axis=1),
+        bits(1, 1),
+        bits(0, 2),
+        bits(1, 0),
+    )
+    for values in (own, *(own ^ other for other in neighbours)):
+        deviations = (values.mean(axis=(0, 1)) - 0.5) / (0.5 / np.sqrt(256 * 1024))
+        assert np.abs(deviations).max() < 5  # standard deviations, of 6 x 32 numbers
 
 
 def test_dropout_share_and_mean() -> None:

@@ -9,7 +9,9 @@ from bert_tf.kernels.reference import (
     gelu_approximate,
     layer_norm,
     linear,
+    random_bits,
     recomputed,
+    softmax,
     softmax_cross_entropy,
 )
 
@@ -22,6 +24,8 @@ __all__ = [
     "gelu_approximate",
     "layer_norm",
     "linear",
+    "random_bits",
     "recomputed",
+    "softmax",
     "softmax_cross_entropy",
 ]

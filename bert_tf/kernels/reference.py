@@ -66,23 +66,33 @@ def random_bits(like: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """32 random bits for each unit of a tensor, uint32: a hash of its place and the seed.
 
     Not TensorFlow's generators: to XLA these are sums and products, which it joins with what reads
-    them, so that no random number is ever in memory. The hash is Wellons' `lowbias32` ("Hash
-    Function Prospector", 2018; multipliers of 2022), half of the key going in between its rounds.
+    them, so that no random number is ever in memory.
+
+    Args:
+        like: any shape, of less than 2**32 units.
+        seed: int32 [2].
     """
-    key = tf.bitcast(seed, tf.uint32)  # [2]
+    first, second = tf.unstack(tf.bitcast(seed, tf.uint32))
+    first = mix(mix(first, second) + second, second)  # seeds that differ in one bit differ in all
+    second = mix(first ^ tf.constant(0x9E3779B9, tf.uint32), first)
     sizes = tf.unstack(tf.shape(like)) if None in like.shape else list(like.shape)
-    x = tf.zeros((), tf.uint32)
-    for size in sizes:  # x is the place in row-major order (modulo 2**32)
+    place = tf.zeros((), tf.uint32)
+    for size in sizes:  # in row-major order
         along = tf.cast(tf.range(size), tf.uint32)
-        x = tf.expand_dims(x * tf.cast(size, tf.uint32), -1) + along
-    x = fold(x ^ key[0], 16) * tf.constant(0x21F0AAAD, tf.uint32)
-    x = fold(x ^ key[1], 15) * tf.constant(0x735A2D97, tf.uint32)
-    return fold(x, 15)
+        place = tf.expand_dims(place * tf.cast(size, tf.uint32), -1) + along
+    return mix(place ^ first, second)
 
 
-def fold(x: tf.Tensor, shift: int) -> tf.Tensor:
-    """The upper bits of uint32 added to the lower ones."""
-    return x ^ tf.bitwise.right_shift(x, tf.constant(shift, tf.uint32))
+def mix(x: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+    """A hash of uint32 numbers: Wellons' `triple32` (2018), with a key behind its first round."""
+
+    def fold(x: tf.Tensor, shift: int) -> tf.Tensor:
+        return x ^ tf.bitwise.right_shift(x, tf.constant(shift, tf.uint32))
+
+    x = fold(x, 17) * tf.constant(0xED5AD4BB, tf.uint32)
+    x = fold(x ^ key, 11) * tf.constant(0xAC4C1B51, tf.uint32)
+    x = fold(x, 15) * tf.constant(0x31848BAB, tf.uint32)
+    return fold(x, 14)
 
 
 def attention(
