@@ -22,7 +22,7 @@ from absl import logging
 
 from bert_tf import tpu
 from bert_tf.config import RuntimeConfig
-from bert_tf.encoder import Layout, PaddedLayout, UnpaddedLayout
+from bert_tf.encoder import GridLayout, Layout, UnpaddedLayout
 
 KINDS = ("auto", "cpu", "gpu", "tpu", "multi_worker")
 POLICIES = {
@@ -53,7 +53,7 @@ class Accelerator:
     @property
     def layout(self) -> type[Layout]:
         """Rows of real tokens alone on CPU; XLA, on GPU and TPU, wants shapes it can know."""
-        return UnpaddedLayout if self.kind == "cpu" else PaddedLayout
+        return UnpaddedLayout if self.kind == "cpu" else GridLayout
 
     @property
     def compile_gradients(self) -> bool:

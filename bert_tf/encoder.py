@@ -8,6 +8,7 @@ H hidden, N heads, D head size, F feed-forward, L layers.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -31,10 +32,9 @@ class EncoderOutput(NamedTuple):
 
 # ------------------------------------------------------------------------------- rows and grid
 # The encoder works on rows [R, H]; only attention needs the grid [B, N, S, D]. A layout is made
-# from the mask of a batch and maps between the two. `PaddedLayout` keeps every position, so that
-# both maps are reshapes of static shape (TPU); `UnpaddedLayout` keeps rows of real tokens only, so
-# that no matrix product is spent on padding (CPU, GPU); `PackedLayout` is for rows of several
-# sequences (pre-training).
+# from the mask of a batch and maps between the two, with every position (`PaddedLayout`, whose maps
+# are reshapes; `GridLayout`, its form for XLA), with real tokens only, so that no matrix product is
+# spent on padding (`UnpaddedLayout`, on CPU), or with several sequences in a row (`PackedLayout`).
 
 
 class Layout(Protocol):
@@ -60,7 +60,7 @@ class PaddedLayout:
 
     def __init__(self, mask: tf.Tensor) -> None:
         self.batch, self.length = grid_shape(mask)
-        self.attention_bias = attention_bias(mask)  # [B, 1, 1, S]
+        self.attention_bias = kernels.attention_bias(mask)  # [B, 1, 1, S]
 
     def to_rows(self, grid: tf.Tensor) -> tf.Tensor:
         return tf.reshape(grid, [self.batch * self.length, *grid.shape[2:]])
@@ -72,23 +72,38 @@ class PaddedLayout:
         return tf.tile(table[: self.length], [self.batch, 1])
 
 
-class PackedLayout(PaddedLayout):
-    """As `PaddedLayout`, but the mask numbers the sequences that share a row: 1, 2, and so on.
+class GridLayout(PaddedLayout):
+    """As `PaddedLayout`, for XLA: rows stay in the grid, [B, S, ...] instead of [R, ...].
+
+    Its compiler lays out each axis as it likes; B and S in one, or N and D, would be copied often.
+    """
+
+    def to_rows(self, grid: tf.Tensor) -> tf.Tensor:
+        return grid
+
+    def to_grid(self, rows: tf.Tensor) -> tf.Tensor:
+        return rows
+
+    def position_rows(self, table: tf.Tensor) -> tf.Tensor:
+        return table[: self.length]  # [S, H]
+
+
+class PackedLayout(GridLayout):
+    """As `GridLayout`, but the mask numbers the sequences that share a row: 1, 2, and so on.
 
     A token sees its own sequence alone, and positions begin again with each sequence (Krell et al.
-    2021, "Efficient sequence packing without cross-contamination"). A mask of 0 and 1 gives what
-    `PaddedLayout` gives.
+    2021, "Efficient sequence packing without cross-contamination").
     """
 
     def __init__(self, mask: tf.Tensor) -> None:
         super().__init__(mask)
         related = tf.cast(mask[:, :, tf.newaxis] == mask[:, tf.newaxis, :], tf.int32)  # [B, S, S]
-        self.attention_bias = attention_bias(related)[:, 0]  # [B, 1, S, S]
+        self.attention_bias = kernels.attention_bias(related)[:, 0]  # [B, 1, S, S]
         up_to_here = tf.linalg.band_part(related, -1, 0)  # [B, S, S]
-        self.positions = tf.reshape(tf.reduce_sum(up_to_here, axis=2) - 1, [-1])  # [R]
+        self.positions = tf.reduce_sum(up_to_here, axis=2) - 1  # [B, S]
 
     def position_rows(self, table: tf.Tensor) -> tf.Tensor:
-        return tf.gather(table, self.positions)
+        return tf.gather(table, self.positions)  # [B, S, H]
 
 
 class UnpaddedLayout:
@@ -97,7 +112,7 @@ class UnpaddedLayout:
     def __init__(self, mask: tf.Tensor) -> None:
         self.shape = tf.shape(mask)
         self.places = tf.where(mask > 0)  # int64 [R, 2]: example, position
-        self.attention_bias = attention_bias(mask)  # [B, 1, 1, S]
+        self.attention_bias = kernels.attention_bias(mask)  # [B, 1, 1, S]
 
     def to_rows(self, grid: tf.Tensor) -> tf.Tensor:
         return tf.gather_nd(grid, self.places)
@@ -117,23 +132,26 @@ def grid_shape(mask: tf.Tensor) -> tuple[int | tf.Tensor, int | tf.Tensor]:
     return tuple(dynamic[axis] if size is None else size for axis, size in enumerate(mask.shape))
 
 
-def attention_bias(mask: tf.Tensor) -> tf.Tensor:
-    """0 for real tokens and `MASKED_SCORE` for padding: int [B, S] to float32 [B, 1, 1, S]."""
-    bias = (1.0 - tf.cast(mask, tf.float32)) * kernels.MASKED_SCORE  # [B, S]
-    # Not `tf.newaxis`: LiteRT's converter takes that for known sizes alone.
-    return tf.expand_dims(tf.expand_dims(bias, 1), 1)
+def split_heads(layout: Layout, rows: tf.Tensor, projection: Linear, num_heads: int) -> tf.Tensor:
+    """A projection of rows [R, H], head by head: [B, N, S, D]."""
+    if isinstance(layout, GridLayout):
+        kernel = tf.reshape(projection.kernel, [rows.shape[-1], num_heads, -1])  # [H, N, D]
+        bias = tf.reshape(projection.bias, [num_heads, -1])
+        heads = tf.einsum("bsh,hnd->bsnd", rows, kernel) + bias
+    else:
+        rows = projection(rows)  # [R, N * D]
+        heads = layout.to_grid(tf.reshape(rows, [-1, num_heads, rows.shape[-1] // num_heads]))
+    return tf.transpose(heads, [0, 2, 1, 3])
 
 
-def split_heads(layout: Layout, rows: tf.Tensor, num_heads: int) -> tf.Tensor:
-    """[R, N * D] to [B, N, S, D]."""
-    rows = tf.reshape(rows, [-1, num_heads, rows.shape[-1] // num_heads])  # [R, N, D]
-    return tf.transpose(layout.to_grid(rows), [0, 2, 1, 3])
-
-
-def merge_heads(layout: Layout, heads: tf.Tensor) -> tf.Tensor:
-    """[B, N, S, D] to [R, N * D]."""
-    rows = layout.to_rows(tf.transpose(heads, [0, 2, 1, 3]))  # [R, N, D]
-    return tf.reshape(rows, [-1, rows.shape[1] * rows.shape[2]])
+def merge_heads(layout: Layout, heads: tf.Tensor, projection: Linear) -> tf.Tensor:
+    """A projection of all heads [B, N, S, D] side by side, in rows: [R, H]."""
+    heads = tf.transpose(heads, [0, 2, 1, 3])  # [B, S, N, D]
+    if isinstance(layout, GridLayout):
+        kernel = tf.reshape(projection.kernel, [*heads.shape[2:], -1])  # [N, D, H]
+        return tf.einsum("bsnd,ndh->bsh", heads, kernel) + projection.bias
+    rows = layout.to_rows(heads)  # [R, N, D]
+    return projection(tf.reshape(rows, [-1, rows.shape[1] * rows.shape[2]]))
 
 
 # ----------------------------------------------------------------------------------- the encoder
@@ -220,7 +238,7 @@ class Embeddings(NamedLayer):
         # A matrix product with a one-hot vector, as in the original release: there are only two
         # segments, and the gradient of a gather would scatter every row into two.
         one_hot = tf.one_hot(segment_ids, self.config.type_vocab_size, dtype=words.dtype)
-        segments = tf.matmul(one_hot, self.token_type_embeddings)  # [R, H]
+        segments = kernels.product(one_hot, self.token_type_embeddings)  # [R, H]
         positions = layout.position_rows(self.position_embeddings)  # [R, H]
         return kernels.dropout(
             self.norm(words + segments + positions), self.config.hidden_dropout_prob, seed
@@ -246,17 +264,16 @@ class SelfAttention(keras.layers.Layer):
         layout: Layout,
         seed: tf.Tensor | None,
     ) -> tf.Tensor:
-        """What the rows `asking` [Q, H] gather from the rows `x` [R, H]: [Q, H]."""
+        """What the rows `asking` [Q, H] gather from the rows `x` [R, H]: [B, N, S or 1, D]."""
         num_heads = self.config.num_attention_heads
-        attended = kernels.attention(
-            split_heads(asking_layout, self.query(asking), num_heads),  # [B, N, S or 1, D]
-            split_heads(layout, self.key(x), num_heads),  # [B, N, S, D]
-            split_heads(layout, self.value(x), num_heads),
+        return kernels.attention(
+            split_heads(asking_layout, asking, self.query, num_heads),  # [B, N, S or 1, D]
+            split_heads(layout, x, self.key, num_heads),  # [B, N, S, D]
+            split_heads(layout, x, self.value, num_heads),
             layout.attention_bias,
             self.config.attention_probs_dropout_prob,
             seed,
         )
-        return merge_heads(asking_layout, attended)  # [Q, H]
 
 
 class TransformerBlock(keras.layers.Layer):
@@ -283,10 +300,11 @@ class TransformerBlock(keras.layers.Layer):
             asking, asking_layout = grid[:, 0], PaddedLayout(tf.ones_like(grid[:, :1, 0], tf.int32))
         first, second, third = (None,) * 3 if seeds is None else tf.unstack(seeds, num=3)
         rate = self.config.hidden_dropout_prob
-        attended = self.attention(asking, asking_layout, x, layout, first)  # [Q, H]
-        attended = kernels.dropout(self.attention_output(attended), rate, second)  # [Q, H]
+        heads = self.attention(asking, asking_layout, x, layout, first)  # [B, N, S or 1, D]
+        attended = merge_heads(asking_layout, heads, self.attention_output)  # [Q, H]
+        attended = kernels.dropout(attended, rate, second)
         asking = self.attention_norm(asking + attended)  # [Q, H]
-        activation = kernels.ACTIVATIONS[self.config.hidden_act]
+        activation = kernels.activation(self.config.hidden_act, training=seeds is not None)
         inner = activation(self.intermediate(asking))  # [Q, F]
         return self.output_norm(asking + kernels.dropout(self.output_dense(inner), rate, third))
 
@@ -370,9 +388,13 @@ class BertEncoder(keras.layers.Layer):
         )
         grids = [layout.to_grid(x)]  # L + 1 times [B, S, H]
         for index, block in enumerate(self.blocks):
-            block_seeds = None if seeds is None else seeds[3 * index : 3 * index + 3]
             at_cls = cls_only and block is self.blocks[-1]
-            x = self.run_block(block, x, layout, block_seeds, at_cls)  # [R, H], or [B, H] at [CLS]
+            run = functools.partial(block.__call__, layout=layout, cls_only=at_cls)
+            if seeds is None:
+                x = run(x, seeds=None)  # [R, H], or [B, H] at [CLS]
+            else:
+                run = functools.partial(kernels.recomputed, run) if self.recompute else run
+                x = run(x, seeds=seeds[3 * index : 3 * index + 3])
             grids.append(x[:, tf.newaxis] if at_cls else layout.to_grid(x))
         embeddings, *layers = grids
         sequence = layers[-1] if layers else embeddings
@@ -405,21 +427,6 @@ class BertEncoder(keras.layers.Layer):
         if seed is None:
             seed = tf.random.uniform([2], maxval=tf.int32.max, dtype=tf.int32)
         return tf.random.split(seed, num=3 * len(self.blocks) + 1)
-
-    def run_block(
-        self,
-        block: TransformerBlock,
-        x: tf.Tensor,
-        layout: Layout,
-        seeds: tf.Tensor | None,
-        cls_only: bool,
-    ) -> tf.Tensor:
-        """One block, keeping its activations or not."""
-        if not self.recompute or seeds is None:
-            return block(x, layout, seeds, cls_only)
-        return kernels.recomputed(
-            lambda rows, seeds: block(rows, layout, seeds, cls_only), x, seeds
-        )
 
 
 def truncated_normal(config: BertConfig) -> keras.initializers.Initializer:

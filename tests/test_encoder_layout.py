@@ -1,4 +1,4 @@
-"""Both layouts: what they map where, with static and with unknown shapes."""
+"""All layouts: what they map where, with static and with unknown shapes."""
 
 from __future__ import annotations
 
@@ -6,23 +6,32 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from bert_tf.config import BertConfig
 from bert_tf.encoder import (
+    GridLayout,
     Layout,
+    Linear,
     PaddedLayout,
     UnpaddedLayout,
-    attention_bias,
     merge_heads,
     split_heads,
 )
-from bert_tf.kernels import MASKED_SCORE
+from bert_tf.kernels import MASKED_SCORE, attention_bias
 
 MASK = np.array([[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1]], np.int32)
-LAYOUTS = pytest.mark.parametrize("layout_class", [PaddedLayout, UnpaddedLayout])
+LAYOUTS = pytest.mark.parametrize("layout_class", [PaddedLayout, GridLayout, UnpaddedLayout])
 
 
 def grid(*shape: int) -> tf.Tensor:
     """Different numbers everywhere, none of them 0."""
     return tf.reshape(tf.range(1, 1 + np.prod(shape), dtype=tf.float32), shape)
+
+
+def identity() -> Linear:
+    """A projection that changes nothing, on 6 hidden units."""
+    projection = Linear(6, 6, BertConfig(10), "identity")
+    projection.kernel.assign(tf.eye(6))
+    return projection
 
 
 def test_padded_rows_are_all_positions_in_order() -> None:
@@ -54,7 +63,8 @@ def test_ids_become_rows(layout_class: type[Layout]) -> None:
     ids = tf.constant(np.arange(12).reshape(3, 4))
     rows = layout_class(tf.constant(MASK)).to_rows(ids)
     expected = [0, 1, 2, 4, 8, 9, 10, 11] if layout_class is UnpaddedLayout else np.arange(12)
-    np.testing.assert_array_equal(rows, expected)
+    np.testing.assert_array_equal(tf.reshape(rows, [-1]), expected)
+    assert rows.shape.rank == (2 if layout_class is GridLayout else 1)
 
 
 @LAYOUTS
@@ -62,7 +72,8 @@ def test_position_rows(layout_class: type[Layout]) -> None:
     layout = layout_class(tf.constant(MASK))
     table = grid(10, 2)
     positions = layout.to_rows(tf.constant(np.tile(np.arange(4), [3, 1])))
-    np.testing.assert_array_equal(layout.position_rows(table), table.numpy()[positions])
+    expected = table.numpy()[positions]
+    np.testing.assert_array_equal(layout.position_rows(table) + tf.zeros(expected.shape), expected)
 
 
 def test_attention_bias() -> None:
@@ -76,11 +87,26 @@ def test_heads_are_slices_of_the_hidden_axis(layout_class: type[Layout]) -> None
     layout = layout_class(tf.constant(MASK))
     values = grid(3, 4, 6) * MASK[..., None]  # [B, S, N * D]
     rows = layout.to_rows(values)
-    heads = split_heads(layout, rows, num_heads=2)
+    heads = split_heads(layout, rows, identity(), 2)
     assert heads.shape == [3, 2, 4, 3]  # [B, N, S, D]
     np.testing.assert_array_equal(heads[:, 0], values[..., :3])
     np.testing.assert_array_equal(heads[:, 1], values[..., 3:])
-    np.testing.assert_array_equal(merge_heads(layout, heads), rows)
+    np.testing.assert_array_equal(merge_heads(layout, heads, identity()), rows)
+
+
+def test_projections_are_the_same_in_every_layout() -> None:
+    query, output = (Linear(6, 6, BertConfig(10), name) for name in ("query", "output"))
+    for projection in (query, output):
+        projection.bias.assign(tf.range(6.0) - 3.0)
+    found = []
+    for layout_class in (PaddedLayout, GridLayout, UnpaddedLayout):
+        layout = layout_class(tf.ones([3, 4], tf.int32))
+        heads = split_heads(layout, layout.to_rows(grid(3, 4, 6)), query, 2)
+        found.append((heads, merge_heads(layout, heads, output)))
+    for heads, rows in found[1:]:
+        np.testing.assert_allclose(heads, found[0][0], rtol=1e-5, atol=1e-5)
+        rows = tf.reshape(rows, [12, 6])  # GridLayout's stay in the grid
+        np.testing.assert_allclose(rows, found[0][1], rtol=1e-5, atol=1e-5)
 
 
 @LAYOUTS
@@ -97,6 +123,8 @@ def test_gradients_pass_both_ways(layout_class: type[Layout]) -> None:
 def traced(layout_class: type[Layout], shape: list[int | None]) -> tf.types.experimental.Callable:
     """Grid -> rows -> heads -> rows -> grid for a mask of this shape."""
 
+    projection = identity()
+
     @tf.function(
         input_signature=[
             tf.TensorSpec(shape, tf.int32),
@@ -106,18 +134,21 @@ def traced(layout_class: type[Layout], shape: list[int | None]) -> tf.types.expe
     def there_and_back(mask: tf.Tensor, values: tf.Tensor) -> tuple[tf.Tensor, ...]:
         layout = layout_class(mask)
         rows = layout.to_rows(values)
-        heads = split_heads(layout, rows, num_heads=2)
-        merged = merge_heads(layout, heads)
+        heads = split_heads(layout, rows, projection, 2)
+        merged = merge_heads(layout, heads, projection)
         positions = layout.position_rows(tf.ones([10, 6]))
         return rows, heads, merged, layout.to_grid(merged), positions, layout.attention_bias
 
     return there_and_back
 
 
-def test_static_shapes_stay_static() -> None:
-    concrete = traced(PaddedLayout, [3, 4]).get_concrete_function()
+@pytest.mark.parametrize("layout_class", [PaddedLayout, GridLayout])
+def test_static_shapes_stay_static(layout_class: type[Layout]) -> None:
+    concrete = traced(layout_class, [3, 4]).get_concrete_function()
     shapes = [tensor.shape.as_list() for tensor in concrete.outputs]
-    assert shapes == [[12, 6], [3, 2, 4, 3], [12, 6], [3, 4, 6], [12, 6], [3, 1, 1, 4]]
+    in_grid = layout_class is GridLayout
+    rows, positions = ([3, 4, 6], [4, 6]) if in_grid else ([12, 6], [12, 6])
+    assert shapes == [rows, [3, 2, 4, 3], rows, [3, 4, 6], positions, [3, 1, 1, 4]]
     # And no shape is put together at run time.
     assert "Pack" not in {op.type for op in concrete.graph.get_operations()}
 

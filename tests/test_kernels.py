@@ -18,7 +18,11 @@ def normal(*shape: int, seed: int = 0, scale: float = 1.0) -> np.ndarray:
 def test_linear() -> None:
     x, kernel, bias = normal(5, 7), normal(7, 3, seed=1), normal(3, seed=2)
     expected = x.astype(np.float64) @ kernel + bias
-    np.testing.assert_allclose(kernels.linear(x, kernel, bias), expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(
+        kernels.linear(tf.constant(x), kernel, bias), expected, rtol=0, atol=1e-6
+    )
+    grid = kernels.linear(tf.constant(x)[tf.newaxis], kernel, bias)  # [1, 5, 3]
+    np.testing.assert_allclose(grid[0], expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", sorted(numpy_bert.ACTIVATIONS))
@@ -27,6 +31,19 @@ def test_activations(name: str) -> None:
     x = np.linspace(-12.0, 12.0, 4001, dtype=np.float32)
     expected = numpy_bert.ACTIVATIONS[name](x.astype(np.float64))
     np.testing.assert_allclose(kernels.ACTIVATIONS[name](x), expected, rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(kernels.ACTIVATIONS))
+def test_activations_in_training(name: str) -> None:
+    x = tf.constant(np.linspace(-12.0, 12.0, 4001, dtype=np.float32))
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(x)
+        expected = kernels.activation(name)(x)
+        actual = kernels.activation(name, training=True)(x)
+    np.testing.assert_allclose(actual, expected, rtol=2e-6, atol=1e-6)
+    # Far below 0 both forms of the derivative are differences of almost equal numbers.
+    gradient = tape.gradient(actual, x)
+    np.testing.assert_allclose(gradient, tape.gradient(expected, x), rtol=2e-6, atol=5e-6)
 
 
 def test_the_two_gelus_differ() -> None:
@@ -114,7 +131,7 @@ def test_attention_softmax_is_float32_in_half_precision() -> None:
 
 @pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16, tf.float16])
 def test_softmax_and_its_gradient(dtype: tf.DType) -> None:
-    # Values and gradients that arrive in half precision are right to one rounding to it.
+    # In half precision numbers are rounded twice: what is kept, and what is returned.
     scores, gradient = tf.cast(normal(2, 3, 5, 7, scale=4.0), dtype), tf.cast(normal(7), dtype)
     bias = np.array([0.0] * 6 + [kernels.MASKED_SCORE], np.float32)
     with tf.GradientTape() as tape:
@@ -124,10 +141,13 @@ def test_softmax_and_its_gradient(dtype: tf.DType) -> None:
     assert probs.dtype == actual.dtype == dtype
     wide, arriving = (tf.cast(x, tf.float64).numpy() for x in (scores, gradient))
     expected = np.exp(numpy_bert.log_softmax(wide + bias))
-    tolerance = {tf.float32: 1e-5, tf.bfloat16: 4e-3, tf.float16: 5e-4}[dtype]
+    tolerance = {tf.float32: 1e-5, tf.bfloat16: 8e-3, tf.float16: 1e-3}[dtype]
     np.testing.assert_allclose(tf.cast(probs, tf.float64), expected, rtol=tolerance, atol=1e-6)
     expected *= arriving - (expected * arriving).sum(-1, keepdims=True)
-    np.testing.assert_allclose(tf.cast(actual, tf.float64), expected, rtol=tolerance, atol=1e-5)
+    scale = np.abs(expected).max()  # a difference of larger numbers
+    np.testing.assert_allclose(
+        tf.cast(actual, tf.float64), expected, rtol=tolerance, atol=tolerance * scale
+    )
     assert not probs.numpy()[..., -1].any()
 
 

@@ -6,6 +6,7 @@ Legend: B batch, S sequence (T as keys), R rows (tokens, flattened), H hidden, N
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import tensorflow as tf
@@ -16,7 +17,12 @@ MASKED_SCORE = -10000.0
 
 def linear(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
     """Returns `x @ kernel + bias`: rows [R, in], kernel [in, out], bias [out] to [R, out]."""
-    return tf.nn.bias_add(tf.matmul(x, kernel), bias)
+    return tf.nn.bias_add(product(x, kernel), bias)
+
+
+def product(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+    """Returns `x @ kernel`: [R, in] or [B, S, in] and [in, out] to [R, out] or [B, S, out]."""
+    return tf.matmul(x, kernel) if x.shape.rank == 2 else tf.einsum("bsi,io->bso", x, kernel)
 
 
 def gelu(x: tf.Tensor) -> tf.Tensor:
@@ -29,12 +35,49 @@ def gelu_approximate(x: tf.Tensor) -> tf.Tensor:
     return tf.nn.gelu(x, approximate=True)
 
 
+@tf.custom_gradient
+def gelu_in_training(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+    """As `gelu`, with its derivative written out: on CPU half of the passes over memory."""
+    share = 0.5 * tf.math.erfc(x * -math.sqrt(0.5))  # Phi(x)
+
+    def backward(gradient: tf.Tensor) -> tf.Tensor:
+        density = tf.exp(-0.5 * tf.square(x)) * math.sqrt(0.5 / math.pi)
+        return gradient * (share + x * density)
+
+    return x * share, backward
+
+
+@tf.custom_gradient
+def gelu_approximate_in_training(
+    x: tf.Tensor,
+) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+    """As `gelu_approximate`, with its derivative written out."""
+    slope = math.sqrt(2.0 / math.pi)
+    tanh = tf.tanh(x * (slope + (0.044715 * slope) * tf.square(x)))
+    share = 0.5 + 0.5 * tanh
+
+    def backward(gradient: tf.Tensor) -> tf.Tensor:
+        inner = x * (0.5 * slope + (1.5 * 0.044715 * slope) * tf.square(x))
+        return gradient * (share + inner * (1.0 - tf.square(tanh)))
+
+    return x * share, backward
+
+
 ACTIVATIONS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
     "gelu": gelu,
     "gelu_approximate": gelu_approximate,
     "relu": tf.nn.relu,
     "tanh": tf.tanh,
 }
+IN_TRAINING = {"gelu": gelu_in_training, "gelu_approximate": gelu_approximate_in_training}
+
+
+def activation(name: str, training: bool = False) -> Callable[[tf.Tensor], tf.Tensor]:
+    """One of `ACTIVATIONS`, in the form that suits training or inference.
+
+    In inference the graph optimizer joins it with the product before it.
+    """
+    return IN_TRAINING.get(name, ACTIVATIONS[name]) if training else ACTIVATIONS[name]
 
 
 def layer_norm(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float) -> tf.Tensor:
@@ -121,11 +164,19 @@ def attention(
     return tf.matmul(dropout(softmax(scores, bias), rate, seed), value)
 
 
+def attention_bias(mask: tf.Tensor) -> tf.Tensor:
+    """0 for real tokens and `MASKED_SCORE` for padding: int [B, S] to float32 [B, 1, 1, S]."""
+    bias = (1.0 - tf.cast(mask, tf.float32)) * MASKED_SCORE  # [B, S]
+    # Not `tf.newaxis`: LiteRT's converter takes that for known sizes alone.
+    return tf.expand_dims(tf.expand_dims(bias, 1), 1)
+
+
 def softmax(scores: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
     """The softmax of `scores + bias` over the last axis, computed in float32.
 
-    In half precision the backward pass computes it again, from the scores and one number a row: of
-    all that a step keeps, these values in float32 would be the most.
+    In half precision a step keeps the powers in it, and one float32 number a row: in float32 they
+    would be the most of all that it keeps. Written for XLA on TPU, which computes and sums up the
+    powers in one operation with the product that the scores come from.
 
     Args:
         scores: [B, N, S, T].
@@ -139,17 +190,19 @@ def softmax(scores: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
 
     @tf.custom_gradient
     def forward(scores: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
-        def wide(scores: tf.Tensor) -> tf.Tensor:
-            return tf.cast(scores, tf.float32) + bias
-
-        total = tf.reduce_logsumexp(wide(scores), axis=-1, keepdims=True)  # float32 [B, N, S, 1]
+        wide = tf.cast(scores, tf.float32) + bias
+        powers = tf.exp(wide - tf.reduce_max(wide, axis=-1, keepdims=True))
+        powers = tf.cast(powers, scores.dtype)
+        total = tf.reduce_sum(tf.cast(powers, tf.float32), axis=-1, keepdims=True)  # [B, N, S, 1]
+        probs = tf.cast(powers, tf.float32) / total
 
         def backward(gradient: tf.Tensor) -> tf.Tensor:
-            probs, gradient = tf.exp(wide(scores) - total), tf.cast(gradient, tf.float32)
+            gradient = tf.cast(gradient, tf.float32)
+            probs = tf.cast(powers, tf.float32) / total  # again: only `powers` are kept
             mean = tf.reduce_sum(probs * gradient, axis=-1, keepdims=True)  # [B, N, S, 1]
             return tf.cast(probs * (gradient - mean), scores.dtype)
 
-        return tf.cast(tf.exp(wide(scores) - total), scores.dtype), backward
+        return tf.cast(probs, scores.dtype), backward
 
     return forward(scores)
 
@@ -159,10 +212,8 @@ def softmax_cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, tf.cast(logits, tf.float32))
 
 
-def recomputed(
-    function: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], x: tf.Tensor, seeds: tf.Tensor
-) -> tf.Tensor:
-    """`function(x, seeds)`, whose activations the backward pass computes again.
+def recomputed(function: Callable[..., tf.Tensor], x: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
+    """`function(x, seeds=seeds)`, whose activations the backward pass computes again.
 
     Not `tf.recompute_grad`: XLA sees through what it ties the second pass to the gradient with,
     finds the same operations twice, and keeps all activations of the first one. Here 0 times the
@@ -179,9 +230,9 @@ def recomputed(
             with tf.GradientTape() as tape:
                 later = x + tf.cast(zero, x.dtype)
                 tape.watch(later)
-                y = function(later, seeds + tf.cast(zero, seeds.dtype))
+                y = function(later, seeds=seeds + tf.cast(zero, seeds.dtype))
             return tape.gradient(y, (later, list(variables)), output_gradients=gradient)
 
-        return function(x, seeds), backward
+        return function(x, seeds=seeds), backward
 
     return forward(x)
