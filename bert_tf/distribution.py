@@ -77,15 +77,38 @@ class Accelerator:
         """Whether several processes train together."""
         return isinstance(self.strategy, tf.distribute.MultiWorkerMirroredStrategy)
 
-    def gather(self, value: tf.Tensor) -> np.ndarray:
-        """The rows of all replicas, also of other processes: [B, ...] each, to [n B, ...].
-
-        Every process must call it.
-        """
-        if self.has_workers:
-            return self.strategy.gather(value, axis=0).numpy()
+    def own_rows(self, value: tf.Tensor) -> np.ndarray:
+        """The rows of this process's replicas: [B, ...] each, to [n B, ...]."""
         parts = self.strategy.experimental_local_results(value)
         return np.concatenate([part.numpy() for part in parts])
+
+    def gather(self, rows: np.ndarray) -> np.ndarray:
+        """The rows of all processes, [E, ...] each, the chief's first; every process must call it.
+
+        Their number E may differ. It costs a round trip: better once than for every batch.
+        """
+        if not self.has_workers:
+            return rows
+        every = self.rows_of_workers(tf.constant(rows))
+        return self.strategy.experimental_local_results(every)[0].numpy()
+
+    @functools.cached_property
+    def rows_of_workers(self) -> tf.types.experimental.GenericFunction:
+        """Rows of a process to those of all; `strategy.gather` would be traced at every call."""
+        local = self.replicas // self.workers
+
+        def in_replica(rows: tf.Tensor) -> tf.Tensor:
+            context = tf.distribute.get_replica_context()
+            # All replicas take part, the first of each process with the rows.
+            is_first = context.replica_id_in_sync_group % local == 0
+            given = tf.where(is_first, tf.shape(rows)[0], 0)
+            return context.all_gather(rows[:given], axis=0)
+
+        return tf.function(
+            lambda rows: self.strategy.run(in_replica, (rows,)),
+            autograph=False,
+            reduce_retracing=True,
+        )
 
     def numbers_of_workers(self, number: int) -> list[int]:
         """This number as each process has it, the chief's first; every process must call it.

@@ -13,6 +13,7 @@ again from its last checkpoint therefore ends with the same bits as one that nev
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import time
 from collections.abc import Callable
@@ -423,13 +424,14 @@ class Evaluator:
         parts: dict[str, list[np.ndarray]] = {}
         for group in groups:
             dataset = batches.dataset(examples, group, static)
-            distributed = self.accelerator.strategy.experimental_distribute_dataset(dataset)
+            distributed = batches.distribute(dataset, self.accelerator)
             # The spec leaves the width open; a batch itself would be traced twice.
             predict_batch = self.predict_batch.get_concrete_function(distributed.element_spec)
-            for batch in distributed:
+            for batch in itertools.islice(distributed, len(group)):
                 for name, value in predict_batch(batch).items():
-                    parts.setdefault(name, []).append(self.accelerator.gather(value))
-        return in_order({name: np.concatenate(values) for name, values in parts.items()})
+                    parts.setdefault(name, []).append(self.accelerator.own_rows(value))
+        gather = self.accelerator.gather
+        return in_order({name: gather(np.concatenate(values)) for name, values in parts.items()})
 
 
 def in_order(outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
