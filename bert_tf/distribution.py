@@ -30,6 +30,8 @@ POLICIES = {
     "bfloat16": "mixed_bfloat16",
     "float16": "mixed_float16",
 }
+# Bytes of gradients that workers without GPUs sum at a time: all at once costs more.
+PACK_BYTES = 4 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +133,34 @@ class Accelerator:
             return context.all_reduce(tf.distribute.ReduceOp.SUM, place * number)
 
         return tf.function(lambda own: self.strategy.run(in_replica, (own,)), autograph=False)
+
+    @property
+    def sends_rows(self) -> bool:
+        """Whether gradients of tables are summed over the replicas as rows, which are fewer.
+
+        Not where XLA makes the gradients: it wants shapes that it can know.
+        """
+        return self.has_workers and not self.compile_gradients
+
+    def to_send(
+        self, gradient: tf.Tensor | tf.IndexedSlices, most_rows: int
+    ) -> tf.Tensor | tf.IndexedSlices:
+        """A gradient [V, H] as it is to be summed; `most_rows` of each replica at most, or 0.
+
+        Rows of all replicas are sent where they are fewer than those of the table. Zeros fill them
+        up: in a loop on the device, collectives must have the same shape every time.
+        """
+        if not isinstance(gradient, tf.IndexedSlices):
+            return gradient
+        if not 0 < most_rows * self.replicas < gradient.shape[0]:
+            return tf.convert_to_tensor(gradient)
+        missing = most_rows - tf.shape(gradient.indices)[0]
+        values = tf.pad(gradient.values, [[0, missing], [0, 0]])
+        return tf.IndexedSlices(
+            tf.ensure_shape(values, [most_rows, gradient.shape[1]]),
+            tf.ensure_shape(tf.pad(gradient.indices, [[0, missing]]), [most_rows]),
+            gradient.dense_shape,
+        )
 
     @property
     def workers(self) -> int:
@@ -270,7 +300,11 @@ def connect_workers() -> tuple[str, tf.distribute.Strategy]:
     has_gpu = grow_memory() > 0
     try:
         # Before any other operation of TensorFlow: it restarts the process's runtime.
-        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        strategy = tf.distribute.MultiWorkerMirroredStrategy(
+            communication_options=tf.distribute.experimental.CommunicationOptions(
+                bytes_per_pack=0 if has_gpu else PACK_BYTES
+            )
+        )
     except (tf.errors.OpError, RuntimeError) as error:
         raise ValueError(
             f"the workers of TF_CONFIG did not find each other ({str(error).splitlines()[0]}). Its "
