@@ -20,7 +20,7 @@ import tensorflow as tf
 import tf_keras as keras
 from absl import logging
 
-from bert_tf import tpu
+from bert_tf import rendezvous, tpu
 from bert_tf.config import RuntimeConfig
 from bert_tf.encoder import Layout, PaddedLayout, UnpaddedLayout
 
@@ -91,8 +91,9 @@ class Accelerator:
         """
         if not self.has_workers:
             return rows
-        every = self.rows_of_workers(tf.constant(rows))
-        return self.strategy.experimental_local_results(every)[0].numpy()
+        with watching_workers(self):
+            every = self.rows_of_workers(tf.constant(rows))
+            return self.strategy.experimental_local_results(every)[0].numpy()
 
     @functools.cached_property
     def rows_of_workers(self) -> tf.types.experimental.GenericFunction:
@@ -297,6 +298,7 @@ def connect_workers() -> tuple[str, tf.distribute.Strategy]:
         len(addresses),
         ", ".join(addresses),
     )
+    rendezvous.meet(index, addresses)
     has_gpu = grow_memory() > 0
     try:
         # Before any other operation of TensorFlow: it restarts the process's runtime.
