@@ -20,7 +20,7 @@ import tensorflow as tf
 import tf_keras as keras
 from absl import logging
 
-from bert_tf import tpu
+from bert_tf import rendezvous, tpu
 from bert_tf.config import RuntimeConfig
 from bert_tf.encoder import GridLayout, Layout, UnpaddedLayout
 
@@ -30,6 +30,8 @@ POLICIES = {
     "bfloat16": "mixed_bfloat16",
     "float16": "mixed_float16",
 }
+# Bytes of gradients that workers without GPUs sum at a time: all at once costs more.
+PACK_BYTES = 4 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,15 +79,39 @@ class Accelerator:
         """Whether several processes train together."""
         return isinstance(self.strategy, tf.distribute.MultiWorkerMirroredStrategy)
 
-    def gather(self, value: tf.Tensor) -> np.ndarray:
-        """The rows of all replicas, also of other processes: [B, ...] each, to [n B, ...].
-
-        Every process must call it.
-        """
-        if self.has_workers:
-            return self.strategy.gather(value, axis=0).numpy()
+    def own_rows(self, value: tf.Tensor) -> np.ndarray:
+        """The rows of this process's replicas: [B, ...] each, to [n B, ...]."""
         parts = self.strategy.experimental_local_results(value)
         return np.concatenate([part.numpy() for part in parts])
+
+    def gather(self, rows: np.ndarray) -> np.ndarray:
+        """The rows of all processes, [E, ...] each, the chief's first; every process must call it.
+
+        Their number E may differ. It costs a round trip: better once than for every batch.
+        """
+        if not self.has_workers:
+            return rows
+        with watching_workers(self):
+            every = self.rows_of_workers(tf.constant(rows))
+            return self.strategy.experimental_local_results(every)[0].numpy()
+
+    @functools.cached_property
+    def rows_of_workers(self) -> tf.types.experimental.GenericFunction:
+        """Rows of a process to those of all; `strategy.gather` would be traced at every call."""
+        local = self.replicas // self.workers
+
+        def in_replica(rows: tf.Tensor) -> tf.Tensor:
+            context = tf.distribute.get_replica_context()
+            # All replicas take part, the first of each process with the rows.
+            is_first = context.replica_id_in_sync_group % local == 0
+            given = tf.where(is_first, tf.shape(rows)[0], 0)
+            return context.all_gather(rows[:given], axis=0)
+
+        return tf.function(
+            lambda rows: self.strategy.run(in_replica, (rows,)),
+            autograph=False,
+            reduce_retracing=True,
+        )
 
     def numbers_of_workers(self, number: int) -> list[int]:
         """This number as each process has it, the chief's first; every process must call it.
@@ -108,6 +134,34 @@ class Accelerator:
             return context.all_reduce(tf.distribute.ReduceOp.SUM, place * number)
 
         return tf.function(lambda own: self.strategy.run(in_replica, (own,)), autograph=False)
+
+    @property
+    def sends_rows(self) -> bool:
+        """Whether gradients of tables are summed over the replicas as rows, which are fewer.
+
+        Not where XLA makes the gradients: it wants shapes that it can know.
+        """
+        return self.has_workers and not self.compile_gradients
+
+    def to_send(
+        self, gradient: tf.Tensor | tf.IndexedSlices, most_rows: int
+    ) -> tf.Tensor | tf.IndexedSlices:
+        """A gradient [V, H] as it is to be summed; `most_rows` of each replica at most, or 0.
+
+        Rows of all replicas are sent where they are fewer than those of the table. Zeros fill them
+        up: in a loop on the device, collectives must have the same shape every time.
+        """
+        if not isinstance(gradient, tf.IndexedSlices):
+            return gradient
+        if not 0 < most_rows * self.replicas < gradient.shape[0]:
+            return tf.convert_to_tensor(gradient)
+        missing = most_rows - tf.shape(gradient.indices)[0]
+        values = tf.pad(gradient.values, [[0, missing], [0, 0]])
+        return tf.IndexedSlices(
+            tf.ensure_shape(values, [most_rows, gradient.shape[1]]),
+            tf.ensure_shape(tf.pad(gradient.indices, [[0, missing]]), [most_rows]),
+            gradient.dense_shape,
+        )
 
     @property
     def workers(self) -> int:
@@ -244,10 +298,15 @@ def connect_workers() -> tuple[str, tf.distribute.Strategy]:
         len(addresses),
         ", ".join(addresses),
     )
+    rendezvous.meet(index, addresses)
     has_gpu = grow_memory() > 0
     try:
         # Before any other operation of TensorFlow: it restarts the process's runtime.
-        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        strategy = tf.distribute.MultiWorkerMirroredStrategy(
+            communication_options=tf.distribute.experimental.CommunicationOptions(
+                bytes_per_pack=0 if has_gpu else PACK_BYTES
+            )
+        )
     except (tf.errors.OpError, RuntimeError) as error:
         raise ValueError(
             f"the workers of TF_CONFIG did not find each other ({str(error).splitlines()[0]}). Its "

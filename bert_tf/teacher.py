@@ -71,6 +71,13 @@ class Teacher:
         paths = [name.format(number, count) for number in range(count)]
         # Looked up once: the workers of several machines must agree on what to compute together.
         missing = [number for number, path in enumerate(paths) if not tf.io.gfile.exists(path)]
+        counts = self.accelerator.numbers_of_workers(len(missing))
+        if len(set(counts)) > 1:
+            raise ValueError(
+                f"of {count} files of logits the workers lack {', '.join(map(str, counts))} in "
+                f"{self.cache}. It must be one folder that all of them see, on gs:// or other "
+                "shared storage."
+            )
         parts = {n: read_array(path) for n, path in enumerate(paths) if n not in missing}
         there = f"{count - len(missing)} of {count} files of logits are in {self.cache}"
         logging.info("The teacher %s reads %d texts: %s.", self.folder, len(texts), there)

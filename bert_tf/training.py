@@ -13,6 +13,7 @@ again from its last checkpoint therefore ends with the same bits as one that nev
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import time
 from collections.abc import Callable
@@ -247,7 +248,8 @@ def next_multiple(step: int, every: int, last: int) -> int:
 # ------------------------------------------------------------------------- the step on the device
 # losses -> gradients -> sum over replicas -> clip -> update
 
-Gradients = list[tf.Tensor | None]  # one a weight; None where the batch's task does not use it
+# One a weight; None where the batch's task does not use it.
+Gradients = list[tf.Tensor | tf.IndexedSlices | None]
 # (batch, seed, term weights of the global batch [T], loss scale) -> (term sums [T], gradients)
 GradientFunction = Callable[..., tuple[tf.Tensor, Gradients]]
 
@@ -260,31 +262,34 @@ def make_replica_step(
     optimizer: Optimizer,
 ) -> Callable[[Features], dict[str, tf.Tensor]]:
     """Returns a replica's part of one step, from its share of the batch to sums for the host."""
-    gradients_of = make_gradients(task, model, run.train.accumulation)
+    keep_rows = accelerator.sends_rows and run.train.accumulation == 1 and not run.tasks
+    gradients_of = make_gradients(task, model, run.train.accumulation, keep_rows)
     if accelerator.compile_gradients:
         gradients_of = tf.function(gradients_of, jit_compile=True, autograph=False)
 
     def replica_step(batch: Features) -> dict[str, tf.Tensor]:
-        context = tf.distribute.get_replica_context()
-        total, mask = tf.distribute.ReduceOp.SUM, batch["mask"]
-        weight = context.all_reduce(total, tf.reduce_sum(batch["weight"]))
-        term_weights = context.all_reduce(total, task.term_weights(batch))  # [T]
+        context, total = tf.distribute.get_replica_context(), tf.distribute.ReduceOp.SUM
+        tokens = tf.math.count_nonzero(batch["mask"], dtype=tf.float32)
+        positions = tf.cast(tf.size(batch["mask"]), tf.float32)
+        counts = [tf.reduce_sum(batch["weight"]), tokens, positions, task.term_weights(batch)]
+        weight, tokens, positions, term_weights = context.all_reduce(total, counts)
         seed = tf.random.fold_in(
             tf.stack([run.train.seed, tf.cast(context.replica_id_in_sync_group, tf.int32)]),
             tf.cast(optimizer.step, tf.int32),
         )
         term_sums, gradients = gradients_of(batch, seed, term_weights, optimizer.loss_scale)
-        term_sums = context.all_reduce(total, term_sums)
-        loss = total_loss(task, term_sums, term_weights)
-        used = iter(context.all_reduce(total, [g for g in gradients if g is not None]))
+        most_rows = (batch["mask"].shape[:-1].num_elements() or 0) * run.data.max_seq_length
+        own = [accelerator.to_send(g, most_rows) for g in gradients if g is not None]
+        term_sums, *own = context.all_reduce(total, [term_sums, *own])
+        loss, used = total_loss(task, term_sums, term_weights), map(tf.convert_to_tensor, own)
         update = optimizer.apply_gradients([g if g is None else next(used) for g in gradients])
         is_bad = ~(tf.math.is_finite(loss) & update["usable"])
         values = [*tf.unstack(term_sums), *tf.unstack(term_weights)]
         return dict(zip(summed_terms(task), values, strict=True)) | {
             "loss": loss * weight,
             "weight": weight,
-            "tokens": context.all_reduce(total, tf.math.count_nonzero(mask, dtype=tf.float32)),
-            "positions": context.all_reduce(total, tf.cast(tf.size(mask), tf.float32)),
+            "tokens": tokens,
+            "positions": positions,
             "steps": tf.constant(1.0),
             "learning_rate": update["learning_rate"],
             "bad_step": tf.where(is_bad, tf.cast(optimizer.step, tf.float32), -1.0),
@@ -338,12 +343,15 @@ def make_train_steps(
     return train_steps
 
 
-def make_gradients(task: Task, model: tf.Module, accumulation: int) -> GradientFunction:
-    """Returns a function of (batch, seed, term weights, loss scale) to (sums, dense gradients).
+def make_gradients(
+    task: Task, model: tf.Module, accumulation: int, keep_rows: bool = False
+) -> GradientFunction:
+    """Returns a function of (batch, seed, term weights, loss scale) to (sums, gradients).
 
     The sums [T] are those of this replica's share of the global batch, whose term weights [T] are
-    given; so are the gradients of the loss.
+    given; so are the gradients of the loss: with `keep_rows`, of tables one row an occurrence.
     """
+    form = tf.identity if keep_rows else tf.convert_to_tensor
     weights = list(moving(task.run.optimizer, variables_by_name(model)).values())
 
     def micro_gradients(
@@ -352,9 +360,8 @@ def make_gradients(task: Task, model: tf.Module, accumulation: int) -> GradientF
         with tf.GradientTape() as tape:
             sums = task.term_sums(model, batch, seed)  # [T]
             scaled = total_loss(task, sums, term_weights) * scale
-        # Gradients of tables come as one row an occurrence; norm and update need the sum.
-        gradients = tape.gradient(scaled, weights)
-        return sums, [g if g is None else tf.convert_to_tensor(g) / scale for g in gradients]
+        gradients = [g if g is None else form(g) for g in tape.gradient(scaled, weights)]
+        return sums, [g if g is None else tf.math.scalar_mul(1.0 / scale, g) for g in gradients]
 
     def accumulated(
         batch: Features, seed: tf.Tensor, term_weights: tf.Tensor, scale: tf.Tensor
@@ -423,13 +430,14 @@ class Evaluator:
         parts: dict[str, list[np.ndarray]] = {}
         for group in groups:
             dataset = batches.dataset(examples, group, static)
-            distributed = self.accelerator.strategy.experimental_distribute_dataset(dataset)
+            distributed = batches.distribute(dataset, self.accelerator)
             # The spec leaves the width open; a batch itself would be traced twice.
             predict_batch = self.predict_batch.get_concrete_function(distributed.element_spec)
-            for batch in distributed:
+            for batch in itertools.islice(distributed, len(group)):
                 for name, value in predict_batch(batch).items():
-                    parts.setdefault(name, []).append(self.accelerator.gather(value))
-        return in_order({name: np.concatenate(values) for name, values in parts.items()})
+                    parts.setdefault(name, []).append(self.accelerator.own_rows(value))
+        gather = self.accelerator.gather
+        return in_order({name: gather(np.concatenate(values)) for name, values in parts.items()})
 
 
 def in_order(outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -21,7 +21,7 @@ CONFIG = command_line.define_config_flag()
 SPLIT = flags.DEFINE_enum("split", "dev", glue.SPLITS, "What to measure; *_mismatched is MNLI's.")
 INPUT = flags.DEFINE_string("input", None, "A labelled file instead of the run's own split.")
 TASK = flags.DEFINE_string("task", None, "One task of a run of several (default: all of them).")
-ACCELERATOR = flags.DEFINE_string("accelerator", None, "auto, cpu, gpu or tpu.")
+ACCELERATOR = flags.DEFINE_string("accelerator", None, "auto, cpu, gpu, tpu or multi_worker.")
 
 
 def main(unused_argv: list[str]) -> None:
@@ -48,7 +48,8 @@ def main(unused_argv: list[str]) -> None:
     for name, value in metrics.items():
         print(f"{name}: {value:.4f}")
     print(f"on {len(examples):,} examples, with the weights of {session.opened.weights_from}")
-    if INPUT.value is None and WORKDIR.value is not None:
+    is_chief = session.evaluator.accelerator.is_chief
+    if INPUT.value is None and WORKDIR.value is not None and is_chief:
         of_task = f"_{TASK.value}" if TASK.value else ""
         path = os.path.join(WORKDIR.value, f"eval_{SPLIT.value}{of_task}.json")
         with run_folder.writing(path):

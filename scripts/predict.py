@@ -23,17 +23,22 @@ OUTPUT = flags.DEFINE_string("output", None, "Folder for the predictions.", requ
 SPLIT = flags.DEFINE_enum("split", "test", glue.SPLITS, "What to label; *_mismatched is MNLI's.")
 INPUT = flags.DEFINE_string("input", None, "A file instead of the run's own split.")
 TASK = flags.DEFINE_string("task", None, "One task of a run of several (default: all of them).")
-ACCELERATOR = flags.DEFINE_string("accelerator", None, "auto, cpu, gpu or tpu.")
+ACCELERATOR = flags.DEFINE_string("accelerator", None, "auto, cpu, gpu, tpu or multi_worker.")
 
 
 def main(unused_argv: list[str]) -> None:
     """Predicts as the flags say."""
-    prediction.make_folder(OUTPUT.value)
     session = runner.open_session(WORKDIR.value, ACCELERATOR.value, TASK.value)
+    is_chief = session.evaluator.accelerator.is_chief
+    if is_chief:
+        prediction.make_folder(OUTPUT.value)
     task = session.task_for(SPLIT.value, INPUT.value)
     answers = answers_of(task, "label a file")
     examples = answers.examples(SPLIT.value)
-    files = answers.files(SPLIT.value, examples, session.evaluator.predict(examples))
+    outputs = session.evaluator.predict(examples)
+    if not is_chief:
+        return
+    files = answers.files(SPLIT.value, examples, outputs)
     paths = prediction.write_files(OUTPUT.value, files)
     for name, path in zip(files, paths, strict=True):
         predictions = files[os.path.join(os.path.dirname(name), PREDICTIONS_FILE)]

@@ -36,6 +36,7 @@ LAYERS = {
     "kernels": 1,
     "metrics": 1,
     "optimization": 1,
+    "rendezvous": 1,
     "spans": 1,
     "tpu": 1,
     "weights": 1,

@@ -18,6 +18,7 @@ from bert_tf import teacher as teachers
 from bert_tf.checkpoints import read_pretrained
 from bert_tf.config import BertConfig, DistillationConfig, RunConfig
 from bert_tf.distillation import DistilledClassification, DistilledTagging, soft_losses
+from bert_tf.distribution import Accelerator
 from bert_tf.encoder import variables_by_name
 from bert_tf.run_folder import Progress
 from bert_tf.tasks import TASKS, answers_of
@@ -296,6 +297,15 @@ def test_the_logits_of_other_texts_are_refused(
     fewer = dataclasses.replace(student.run.distillation, unlabelled="")
     student = dataclasses.replace(student, run=dataclasses.replace(student.run, distillation=fewer))
     with pytest.raises(ValueError, match="holds logits for 108 other texts than the 96 of this"):
+        student.training_data()
+
+
+def test_workers_that_do_not_see_the_same_cache(
+    distilled: Distilled, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student, _ = copied(distilled, tmp_path)
+    monkeypatch.setattr(Accelerator, "numbers_of_workers", lambda self, count: [count, 1])
+    with pytest.raises(ValueError, match=r"of 1 files of logits the workers lack 0, 1 in .*/cache"):
         student.training_data()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from bert_tf import rendezvous, runner
 from bert_tf.config import RunConfig
 from bert_tf.data import service
 from bert_tf.distribution import Accelerator, own_task
@@ -29,7 +31,11 @@ SECONDS = 300
 
 
 def run_of(folder: pathlib.Path, **train: int) -> RunConfig:
-    """SGD: it does not turn the last bits of a sum into whole steps, as Adam does."""
+    """SGD: it does not turn the last bits of a sum into whole steps, as Adam does.
+
+    A batch has 96 tokens at most, fewer than the table of words has rows (120): workers send the
+    rows of its gradient. That of positions (40) they send whole.
+    """
     sizes = {"steps": 12, "save_every": 4, "eval_every": 6, "steps_per_loop": 2}
     return tiny_run(
         folder,
@@ -37,7 +43,7 @@ def run_of(folder: pathlib.Path, **train: int) -> RunConfig:
         task={"dropout": 0.0},
         optimizer={"name": "sgd", "learning_rate": 0.05, "warmup_proportion": 0.0},
         runtime={"dtype": "float32"},
-        train={"global_batch_size": 16, "log_every": 4, "eval_batch_size": 8} | sizes | train,
+        train={"global_batch_size": 4, "log_every": 4, "eval_batch_size": 8} | sizes | train,
     )
 
 
@@ -47,8 +53,34 @@ def free_port() -> int:
         return listening.getsockname()[1]
 
 
+def start(
+    folder: pathlib.Path, script: str, of_each: Sequence[Sequence[str]], of: int = 0
+) -> list[subprocess.Popen[str]]:
+    """A process of a script for each of these arguments; the first of a cluster of `of`."""
+    addresses = [f"localhost:{free_port()}" for _ in range(max(of, len(of_each)))]
+    workers = []
+    for index, arguments in enumerate(of_each):
+        task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+        variables = {"PYTHONPATH": str(ROOT), "TF_CONFIG": json.dumps(task)}
+        with (folder / f"worker-{index}.log").open("w") as log:
+            workers.append(
+                subprocess.Popen(
+                    [sys.executable, str(ROOT / "scripts" / script), *arguments],
+                    env=os.environ | variables,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                )
+            )
+    return workers
+
+
 def start_workers(
-    folder: pathlib.Path, run: RunConfig, workdirs: Sequence[pathlib.Path]
+    folder: pathlib.Path,
+    run: RunConfig,
+    workdirs: Sequence[pathlib.Path],
+    more: Sequence[str] = (),
+    of: int = 0,
 ) -> list[subprocess.Popen[str]]:
     """One process of scripts/train.py for each of these folders of the run."""
     recipe = folder / "recipe.py"
@@ -58,27 +90,8 @@ def start_workers(
         "def get_config():\n"
         f"    return recipe(RunConfig.from_dict({run.to_dict()!r}))\n"
     )
-    addresses = [f"localhost:{free_port()}" for _ in workdirs]
-    workers = []
-    for index, workdir in enumerate(workdirs):
-        task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
-        variables = {"PYTHONPATH": str(ROOT), "TF_CONFIG": json.dumps(task)}
-        with (folder / f"worker-{index}.log").open("w") as log:
-            workers.append(
-                subprocess.Popen(
-                    [
-                        sys.executable,
-                        str(ROOT / "scripts/train.py"),
-                        f"--config={recipe}",
-                        f"--workdir={workdir}",
-                    ],
-                    env=os.environ | variables,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    text=True,
-                )
-            )
-    return workers
+    each = [[f"--config={recipe}", f"--workdir={workdir}", *more] for workdir in workdirs]
+    return start(folder, "train.py", each, of)
 
 
 def codes_of(workers: Sequence[subprocess.Popen[str]]) -> list[int]:
@@ -89,9 +102,13 @@ def codes_of(workers: Sequence[subprocess.Popen[str]]) -> list[int]:
             worker.kill()
 
 
+def must_end_well(folder: pathlib.Path, workers: Sequence[subprocess.Popen[str]]) -> None:
+    codes = codes_of(workers)
+    assert codes == [0] * len(codes), (folder / "worker-1.log").read_text()[-3000:]
+
+
 def train_on(count: int, folder: pathlib.Path, run: RunConfig, name: str) -> None:
-    workers = start_workers(folder, run, [folder / name] * count)
-    assert codes_of(workers) == [0] * count, (folder / "worker-1.log").read_text()[-3000:]
+    must_end_well(folder, start_workers(folder, run, [folder / name] * count))
 
 
 def stop(
@@ -137,6 +154,69 @@ def test_only_the_chief_writes(tmp_path: pathlib.Path, alone: pathlib.Path) -> N
     assert codes_of(workers) == [0, 0]
     assert (tmp_path / "chief/checkpoints/step-00000012").exists()
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.slow
+def test_several_seeds_evaluation_and_predictions(
+    tmp_path: pathlib.Path, alone: pathlib.Path
+) -> None:
+    run, workdir = run_of(alone, steps=4), tmp_path / "run"
+    workers = start_workers(tmp_path, run, [workdir] * 2, more=["--restarts=2"])
+    must_end_well(tmp_path, workers)
+    assert {path.name for path in workdir.iterdir()} == {
+        *("seed-1", "seed-2", "restarts.json", "best", "run.json", "bert_config.json"),
+        *("vocab.txt", "tokenizer_config.json", "labels.json"),
+    }
+    restarts = json.loads((workdir / "restarts.json").read_text())
+    assert [each["seed"] for each in restarts["runs"]] == [1, 2]
+    arguments = [f"--workdir={workdir}"]
+    must_end_well(tmp_path, start(tmp_path, "evaluate.py", [arguments] * 2))
+    measured = json.loads((workdir / "eval_dev.json").read_text())
+    best = next(e for e in restarts["runs"] if e["seed"] == restarts["best_seed"])
+    assert measured["accuracy"] == best["accuracy"]
+    assert measured["loss"] == pytest.approx(best["loss"], abs=1e-6)
+    folders = [tmp_path / "chief", tmp_path / "other"]
+    each = [[*arguments, f"--output={folder}"] for folder in folders]
+    must_end_well(tmp_path, start(tmp_path, "predict.py", each))
+    assert len((folders[0] / "predictions.jsonl").read_text().splitlines()) == measured["examples"]
+    assert not folders[1].exists()
+
+
+@pytest.mark.slow
+def test_a_student_of_two_processes(tmp_path: pathlib.Path, alone: pathlib.Path) -> None:
+    values = run_of(alone, steps=4).to_dict()
+    values["distillation"]["teacher"] = str(alone / "run")
+    run = RunConfig.from_dict(values)
+    train_on(2, tmp_path, run, "together")
+    runner.train_once(run, str(tmp_path / "one"), on_cpu(), str(tmp_path / "one"))
+    for name in ("together", "one"):
+        names = sorted(path.name for path in (tmp_path / name / "teacher").iterdir())
+        assert names == ["logits-00000-of-00001.npy", "teacher.json"]
+    together, expected = final_tensors(tmp_path / "together"), final_tensors(tmp_path / "one")
+    for name, value in expected.items():
+        np.testing.assert_allclose(together[name], value, rtol=0, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.slow
+def test_sigterm_ends_the_wait_for_others(tmp_path: pathlib.Path, alone: pathlib.Path) -> None:
+    (worker,) = start_workers(tmp_path, run_of(alone), [tmp_path / "run"], of=2)
+    log, until = tmp_path / "worker-0.log", time.monotonic() + SECONDS
+    while "waiting until all are there" not in log.read_text():
+        assert time.monotonic() < until, log.read_text()
+        time.sleep(0.05)
+    time.sleep(1)
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(10) == -signal.SIGTERM
+
+
+@pytest.mark.slow
+def test_a_worker_that_does_not_come_is_named(
+    tmp_path: pathlib.Path, alone: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(rendezvous.LIMIT_VARIABLE, "1")
+    assert codes_of(start_workers(tmp_path, run_of(alone), [tmp_path / "run"], of=2)) == [1]
+    last = (tmp_path / "worker-0.log").read_text().splitlines()[-1]
+    assert re.match(r"error: no answer from localhost:\d+ within 1 s", last)
 
 
 @pytest.mark.slow

@@ -401,9 +401,12 @@ def gather_targets(targets: dict[str, tf.Tensor], rows: tf.Tensor) -> dict[str, 
 
 
 def distribute(
-    batches: tf.data.Dataset, accelerator: Accelerator, service: str
+    batches: tf.data.Dataset, accelerator: Accelerator, service: str = ""
 ) -> tf.distribute.DistributedDataset:
-    """Global batches [B, ...], cut among the replicas; see `service.from_service`."""
+    """Global batches [B, ...], cut among the replicas; see `service.from_service`.
+
+    Of several processes they begin anew where they end: read as many as there are.
+    """
     if service:
         return from_service(batches, accelerator, service)
     if accelerator.has_workers:  # they would ask each other at every step whether there is more
