@@ -1,0 +1,355 @@
+"""Measures bert_tf itself, and computes the exact outputs that all libraries are compared with."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import tensorflow as tf
+
+from bert_tf import run_folder, training
+from bert_tf.checkpoints import read_pretrained
+from bert_tf.config import (
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    RuntimeConfig,
+    TaskConfig,
+    TrainConfig,
+)
+from bert_tf.data import batches, packing
+from bert_tf.data.creation import CreationConfig, create_pretraining_data
+from bert_tf.data.instances import InstanceConfig
+from bert_tf.distribution import Accelerator, connect
+from bert_tf.encoder import PaddedLayout, variables_by_name
+from bert_tf.export import FORMATS, saved_model
+from bert_tf.optimization import Optimizer, moving
+from bert_tf.restore import OpenedRun
+from bert_tf.tasks.classification import ClassificationTask, Labels
+from bert_tf.tasks.contract import Features, Task
+from bert_tf.tasks.pretraining import PretrainingTask
+from bert_tf.tokenization import Tokenizer
+from bert_tf.weights import assign
+from protocol import Job, Prepared, global_norm, serve
+from tensorflow_work import copy_memory, matmul, set_threads
+from workloads import (
+    CLIP_NORM,
+    CLS,
+    EPSILON,
+    LEARNING_RATE,
+    WEIGHT_DECAY,
+    Variant,
+    Workload,
+    cut_batch,
+    make_batches,
+)
+
+CHECKED_ROWS = 8  # of a training batch, whose losses and gradients are compared
+RUNS = 100  # that a training job may be asked for at most
+PACKED_SEQUENCES = 4  # that may share a row
+LINES = 1024  # of text that the tokenizer is given at a time
+FORMAT = {"float32": "saved_model", "bfloat16": "saved_model_cpu", "int8": "saved_model_int8"}
+TRAINED = [Variant("float32"), Variant("bfloat16")]
+VARIANTS = {
+    "matmul_float32": [Variant("float32"), Variant("float32", compiled=True)],
+    "matmul_bfloat16": [Variant("bfloat16")],
+    "forward": [Variant("float32"), Variant("bfloat16"), Variant("int8")],
+    "fine_tuning": TRAINED,
+    "pretraining": TRAINED,
+    "start_up": TRAINED,
+}
+
+
+# -------------------------------------------------------------------------------- runs and their data
+
+
+def run_of(job: Job, task: TaskConfig, steps: int = 0) -> RunConfig:
+    """The configuration that a user would train with."""
+    dtype = job.variant.precision
+    return RunConfig(
+        model=ModelConfig(init_checkpoint=job.checkpoint),
+        data=DataConfig(max_seq_length=job.workload.length),
+        task=task,
+        optimizer=OptimizerConfig(
+            learning_rate=LEARNING_RATE,
+            weight_decay=WEIGHT_DECAY,
+            clip_norm=CLIP_NORM,
+            epsilon=EPSILON,
+        ),
+        train=TrainConfig(
+            global_batch_size=job.workload.batch, steps=steps, deterministic=False
+        ),
+        runtime=RuntimeConfig("cpu", dtype=dtype if dtype != "int8" else "float32"),
+    )
+
+
+def open_task(job: Job, name: str, steps: int = 0) -> tuple[Task, Accelerator]:
+    """The task, and the accelerator with its dtype policy."""
+    packed = PACKED_SEQUENCES if job.workload.packed and not job.reference else 1
+    run = run_of(job, TaskConfig(name, packed_sequences=packed), steps)
+    accelerator = connect(run.runtime)
+    pretrained = read_pretrained(run.model)
+    assert pretrained.tokenizer is not None
+    if name == "pretraining":
+        return PretrainingTask(run, pretrained.config, pretrained.tokenizer), accelerator
+    labels = Labels("class", ("0", "1"))
+    return ClassificationTask(run, pretrained.config, pretrained.tokenizer, labels), accelerator
+
+
+def open_model(task: Task, padded: bool, accelerator: Accelerator) -> tf.Module:
+    """The model with the checkpoint's weights."""
+    model = task.build_model(PaddedLayout if padded else accelerator.layout)
+    pretrained = read_pretrained(task.run.model)
+    assign(variables_by_name(model), pretrained.weights, pretrained.source)
+    return model
+
+
+def features_of(batch: dict[str, np.ndarray]) -> Features:
+    """A batch of the other libraries as this one names it."""
+    size = len(batch["labels"])
+    features = {name: batch[name] for name in ("token_ids", "segment_ids", "mask")}
+    features |= {"weight": np.ones(size, np.float32), "label": batch["labels"]}
+    if "masked_ids" in batch:
+        features |= {n: batch[n] for n in ("masked_positions", "masked_ids", "masked_weights")}
+        features["cls_positions"] = np.zeros([size, 1], np.int32)
+        features["next_sentence_labels"] = batch["labels"][:, np.newaxis]
+        features["next_sentence_weights"] = np.ones([size, 1], np.float32)
+    return {name: tf.constant(values) for name, values in features.items()}
+
+
+# --------------------------------------------------------------------------------------------- forward
+
+
+def prepare_forward(job: Job) -> Prepared:
+    """Answers of an exported SavedModel to rows of ids."""
+    rows = job.rows()
+    planned, order = make_batches(rows, job.workload, job.variant)
+    task, accelerator = open_task(job, "classification")
+    if job.reference:
+        model = open_model(task, padded=True, accelerator=accelerator)
+        parts = [model(features_of(batch)).numpy() for batch in planned]
+        return Prepared(lambda: None, {"logits": np.concatenate(parts)[np.argsort(order)]})
+    model = open_model(task, padded=False, accelerator=accelerator)
+    opened = OpenedRun(task.run, task, model, {}, job.checkpoint)
+    # Not kept for later: it may have been written by another version of the package.
+    exported = os.path.join(job.folder, "export")
+    shutil.rmtree(exported, ignore_errors=True)
+    signature = load_alone(FORMATS[FORMAT[job.variant.precision]].write(opened, exported))
+    names = ("token_ids", "segment_ids", "mask")
+    inputs = [{name: tf.constant(batch[name]) for name in names} for batch in planned]
+
+    def run() -> list[np.ndarray]:
+        return [signature(**each)["logits"].numpy() for each in inputs]
+
+    logits = np.concatenate(run())[np.argsort(order)]
+    return Prepared(lambda: run() and None, {"logits": logits})  # type: ignore[func-returns-value]
+
+
+def load_alone(folder: str) -> Callable[..., dict[str, tf.Tensor]]:
+    """The signature `ids` of a SavedModel."""
+    loaded = tf.saved_model.load(folder)
+    signature = loaded.signatures["ids"]
+    signature.kept = loaded  # a signature does not keep its own weights alive
+    return signature
+
+
+# -------------------------------------------------------------------------------------------- training
+
+
+def checked_outputs(job: Job, task: Task, model: tf.Module) -> dict[str, np.ndarray]:
+    """Logits or losses of a few rows, and the norm of the gradient, without dropout."""
+    rows = job.rows()
+    batch = features_of(cut_batch(rows, np.arange(min(CHECKED_ROWS, job.workload.rows))))
+    weights = task.term_weights(batch)
+    sums, gradients = training.make_gradients(task, model, 1)(batch, None, weights, 1.0)
+    norm = global_norm([each.numpy() for each in gradients if each is not None])
+    loss = training.total_loss(task, sums, weights).numpy()
+    outputs = {"loss": np.array([loss]), "gradient_norm": np.array([norm])}
+    if job.workload.kind != "pretraining":
+        outputs["logits"] = task.predict(model, batch)["logits"].numpy()
+    return outputs
+
+
+def prepare_training(job: Job) -> Prepared:
+    """A run's own steps, on batches of its own pipeline."""
+    is_pretraining = job.workload.kind == "pretraining"
+    name = "pretraining" if is_pretraining else "classification"
+    steps = -(-job.workload.rows // job.workload.batch)
+    task, accelerator = open_task(job, name, steps * RUNS)
+    if job.reference:
+        model = open_model(task, padded=True, accelerator=accelerator)
+        return Prepared(lambda: None, checked_outputs(job, task, model))
+    pretrained = read_pretrained(task.run.model)
+    state = run_folder.start(
+        task.run, job.folder, accelerator, task, pretrained, task.run.train.steps
+    )
+    unchecked = job.workload.packed or job.workload.kind == "start_up"
+    outputs = {} if unchecked else checked_outputs(job, task, state.model)
+    train_steps = training.make_train_steps(
+        task.run, accelerator, task, state.model, state.optimizer
+    )
+    feed = (packed_feed if is_pretraining else fine_tuning_feed)(job, task, accelerator)
+
+    def run(asked: int = 0) -> None:
+        left = asked or feed.steps
+        while left:
+            iterator, count = feed.next(min(left, task.run.train.steps_per_loop))
+            sums = train_steps(iterator, tf.constant(count, tf.int32))
+            if not np.isfinite(float(sums["loss"])):
+                raise ValueError("the loss is not finite")
+            left -= count
+
+    return Prepared(run, outputs, lambda: run(min(2, feed.steps)))
+
+
+class FineTuningFeed:
+    """All batches of all runs, planned as `bert_tf.data.batches` plans an epoch."""
+
+    def __init__(self, job: Job, task: Task, accelerator: Accelerator) -> None:
+        rows = job.rows()
+        ids, labels = rows["token_ids"], {"label": rows["labels"]}
+        examples = batches.Examples(ids, np.zeros_like(ids), rows["row_splits"], labels)
+        self.steps = batches.steps_per_epoch(len(examples), job.workload.batch)
+        # Two more steps, for the warm-up: what follows then begins within an epoch.
+        self.feed = examples.feed(task.run, 0, self.steps * RUNS + 2, accelerator)
+
+    def next(self, most: int) -> tuple[Iterator[Features], int]:
+        """As `batches.Feed`."""
+        return self.feed.next(most)
+
+
+class PackedFeed:
+    """Batches of pre-training again and again, from memory."""
+
+    def __init__(self, job: Job, task: Task, accelerator: Accelerator) -> None:
+        rows = job.rows()
+        made = packed_rows(job, rows) if job.workload.packed else plain_rows(job, rows)
+        data = tf.data.Dataset.from_tensor_slices(made).repeat()
+        data = data.batch(job.workload.batch, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+        self.iterator = iter(accelerator.strategy.experimental_distribute_dataset(data))
+        self.steps = -(-len(made["weight"]) // job.workload.batch)
+
+    def next(self, most: int) -> tuple[Iterator[Features], int]:
+        """As `batches.Feed`."""
+        return self.iterator, most
+
+
+fine_tuning_feed, packed_feed = FineTuningFeed, PackedFeed
+
+
+def plain_rows(job: Job, rows: dict[str, np.ndarray]) -> Features:
+    """Every sequence in a row of its own; the shorter ones have padding, which costs nothing."""
+    return features_of(cut_batch(rows, np.arange(job.workload.rows), job.workload.length))
+
+
+def packed_rows(job: Job, rows: dict[str, np.ndarray]) -> Features:
+    """Several sequences in a row, as `data.packing` finds places for them."""
+    lengths = np.diff(rows["row_splits"])
+    packs = packing.pack(lengths, job.workload.length, PACKED_SEQUENCES)  # [rows, G]
+    # Whole batches: rows that are no example fill the last.
+    packs = np.pad(packs, [(0, -len(packs) % job.workload.batch), (0, 0)], constant_values=-1)
+    shape, predictions = (len(packs), job.workload.length), job.workload.predictions
+    made = {name: np.zeros(shape, np.int32) for name in ("token_ids", "segment_ids", "mask")}
+    wide = (len(packs), PACKED_SEQUENCES * predictions)
+    made |= {name: np.zeros(wide, np.int32) for name in ("masked_positions", "masked_ids")}
+    made["masked_weights"] = np.zeros(wide, np.float32)
+    for name, dtype in (
+        ("cls_positions", np.int32),
+        ("next_sentence_labels", np.int32),
+        ("next_sentence_weights", np.float32),
+    ):
+        made[name] = np.zeros(packs.shape, dtype)
+    made["weight"] = (packs[:, 0] >= 0).astype(np.float32)
+    for row, place, number in ((r, g, packs[r, g]) for r, g in np.argwhere(packs >= 0)):
+        start = int(lengths[packs[row, :place]].sum())
+        cut = slice(start, start + lengths[number])
+        made["token_ids"][row, cut] = rows["token_ids"][rows["row_splits"][number] :][: lengths[number]]
+        made["mask"][row, cut] = place + 1
+        part = slice(place * predictions, (place + 1) * predictions)
+        made["masked_positions"][row, part] = rows["masked_positions"][number] + start
+        made["masked_ids"][row, part] = rows["masked_ids"][number]
+        made["masked_weights"][row, part] = rows["masked_weights"][number]
+        made["cls_positions"][row, place] = start
+        made["next_sentence_labels"][row, place] = rows["labels"][number]
+        made["next_sentence_weights"][row, place] = 1.0
+    assert (made["token_ids"][made["weight"] > 0, 0] == CLS).all()
+    return {name: tf.constant(values) for name, values in made.items()}
+
+
+def prepare_optimizer(job: Job) -> Prepared:
+    """One update of all weights by gradients that are there."""
+    task, accelerator = open_task(job, "classification", 1000)
+    model = open_model(task, padded=True, accelerator=accelerator)
+    moved = moving(task.run.optimizer, variables_by_name(model))
+    optimizer = Optimizer(task.run.optimizer, moved, 1000, task.config.num_hidden_layers)
+    gradients = [tf.random.normal(variable.shape) for variable in moved.values()]
+
+    @tf.function(autograph=False)
+    def step() -> tf.Tensor:
+        return optimizer.apply_gradients(gradients)["learning_rate"]
+
+    return Prepared(lambda: float(step()) and None, {})
+
+
+# ------------------------------------------------------------------------------------------------ text
+
+
+def prepare_tokenizer(job: Job) -> Prepared:
+    """Ids of all paragraphs, in batches."""
+    tokenizer = Tokenizer(os.path.join(job.checkpoint, "vocab.txt"))
+    token_ids = tf.function(lambda text: tokenizer(text).flat_values)
+    lines = pathlib.Path(job.data).read_text("utf-8").splitlines()
+    parts = [tf.constant(lines[i : i + LINES]) for i in range(0, len(lines), LINES)]
+    first = token_ids(parts[0]).numpy()[:1000]
+    return Prepared(lambda: float(sum(token_ids(part).shape[0] for part in parts)), {"ids": first})
+
+
+def prepare_pretraining_data(job: Job) -> Prepared:
+    """TFRecord files of instances, on all cores."""
+    written = os.path.join(job.folder, "instances")
+
+    def run() -> float:
+        shutil.rmtree(written, ignore_errors=True)
+        os.makedirs(written)
+        config = CreationConfig(
+            input_file=job.data,
+            output_file=os.path.join(written, "data.tfrecord"),
+            vocab_file=os.path.join(job.checkpoint, "vocab.txt"),
+            instances=InstanceConfig(dupe_factor=2),
+        )
+        return float(create_pretraining_data(config, job.threads).instances)
+
+    return Prepared(run, {})
+
+
+PREPARE = {
+    "matmul_float32": matmul,
+    "matmul_bfloat16": matmul,
+    "memory_copy": copy_memory,
+    "forward": prepare_forward,
+    "fine_tuning": prepare_training,
+    "pretraining": prepare_training,
+    "start_up": prepare_training,
+    "optimizer": prepare_optimizer,
+    "tokenizer": prepare_tokenizer,
+    "pretraining_data": prepare_pretraining_data,
+}
+
+
+def variants(workload: Workload) -> list[Variant]:
+    """Settings to measure."""
+    return VARIANTS[workload.kind] if workload.kind in VARIANTS else [Variant()]
+
+
+if __name__ == "__main__":
+    set_threads()
+    serve(
+        PREPARE,
+        variants,
+        lambda: {"tensorflow": tf.__version__},
+    )
