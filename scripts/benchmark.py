@@ -48,7 +48,10 @@ ROUNDS = flags.DEFINE_integer("rounds", 5, "Of which the median is told.", lower
 THREADS = flags.DEFINE_integer("threads", 0, "Cores; 0: all.", lower_bound=0)
 LIMIT = flags.DEFINE_float("limit", 600.0, "Seconds for one qualifying run, and for preparing it.")
 EPOCH_SENTENCES = flags.DEFINE_integer(
-    "epoch_sentences", 1024, "Sentences of SST-2's lengths; BERT-base gets a quarter.", lower_bound=4
+    "epoch_sentences",
+    1024,
+    "Sentences of SST-2's lengths; BERT-base gets a quarter.",
+    lower_bound=4,
 )
 ALLOW_LOAD = flags.DEFINE_bool("allow_load", False, "Measure on a busy machine, without a verdict.")
 VOCAB_FILE = flags.DEFINE_string("vocab_file", "", "Of the tokenizer; default: a made-up language.")
@@ -131,7 +134,9 @@ def processor() -> str:
     values = {name.strip(): value.strip() for name, value in values.items()}
     known = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
     has = set(values.get("flags", "").split())
-    return f"{values.get('model name', platform.machine())} ({' '.join(k for k in known if k in has)})"
+    return (
+        f"{values.get('model name', platform.machine())} ({' '.join(k for k in known if k in has)})"
+    )
 
 
 def measure_all(

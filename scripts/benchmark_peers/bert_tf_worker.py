@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import pathlib
 import shutil
@@ -10,6 +9,19 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow as tf
+from protocol import Job, Prepared, global_norm, serve
+from tensorflow_work import copy_memory, matmul, set_threads
+from workloads import (
+    CLIP_NORM,
+    CLS,
+    EPSILON,
+    LEARNING_RATE,
+    WEIGHT_DECAY,
+    Variant,
+    Workload,
+    cut_batch,
+    make_batches,
+)
 
 from bert_tf import run_folder, training
 from bert_tf.checkpoints import read_pretrained
@@ -27,7 +39,7 @@ from bert_tf.data.creation import CreationConfig, create_pretraining_data
 from bert_tf.data.instances import InstanceConfig
 from bert_tf.distribution import Accelerator, connect
 from bert_tf.encoder import PaddedLayout, variables_by_name
-from bert_tf.export import FORMATS, saved_model
+from bert_tf.export import FORMATS
 from bert_tf.optimization import Optimizer, moving
 from bert_tf.restore import OpenedRun
 from bert_tf.tasks.classification import ClassificationTask, Labels
@@ -35,19 +47,6 @@ from bert_tf.tasks.contract import Features, Task
 from bert_tf.tasks.pretraining import PretrainingTask
 from bert_tf.tokenization import Tokenizer
 from bert_tf.weights import assign
-from protocol import Job, Prepared, global_norm, serve
-from tensorflow_work import copy_memory, matmul, set_threads
-from workloads import (
-    CLIP_NORM,
-    CLS,
-    EPSILON,
-    LEARNING_RATE,
-    WEIGHT_DECAY,
-    Variant,
-    Workload,
-    cut_batch,
-    make_batches,
-)
 
 CHECKED_ROWS = 8  # of a training batch, whose losses and gradients are compared
 RUNS = 100  # that a training job may be asked for at most
@@ -65,7 +64,7 @@ VARIANTS = {
 }
 
 
-# -------------------------------------------------------------------------------- runs and their data
+# ------------------------------------------------------------------------------ runs and their data
 
 
 def run_of(job: Job, task: TaskConfig, steps: int = 0) -> RunConfig:
@@ -81,9 +80,7 @@ def run_of(job: Job, task: TaskConfig, steps: int = 0) -> RunConfig:
             clip_norm=CLIP_NORM,
             epsilon=EPSILON,
         ),
-        train=TrainConfig(
-            global_batch_size=job.workload.batch, steps=steps, deterministic=False
-        ),
+        train=TrainConfig(global_batch_size=job.workload.batch, steps=steps, deterministic=False),
         runtime=RuntimeConfig("cpu", dtype=dtype if dtype != "int8" else "float32"),
     )
 
@@ -122,7 +119,7 @@ def features_of(batch: dict[str, np.ndarray]) -> Features:
     return {name: tf.constant(values) for name, values in features.items()}
 
 
-# --------------------------------------------------------------------------------------------- forward
+# ------------------------------------------------------------------------------------------ forward
 
 
 def prepare_forward(job: Job) -> Prepared:
@@ -147,7 +144,7 @@ def prepare_forward(job: Job) -> Prepared:
         return [signature(**each)["logits"].numpy() for each in inputs]
 
     logits = np.concatenate(run())[np.argsort(order)]
-    return Prepared(lambda: run() and None, {"logits": logits})  # type: ignore[func-returns-value]
+    return Prepared(run, {"logits": logits})
 
 
 def load_alone(folder: str) -> Callable[..., dict[str, tf.Tensor]]:
@@ -158,7 +155,7 @@ def load_alone(folder: str) -> Callable[..., dict[str, tf.Tensor]]:
     return signature
 
 
-# -------------------------------------------------------------------------------------------- training
+# ----------------------------------------------------------------------------------------- training
 
 
 def checked_outputs(job: Job, task: Task, model: tf.Module) -> dict[str, np.ndarray]:
@@ -268,7 +265,9 @@ def packed_rows(job: Job, rows: dict[str, np.ndarray]) -> Features:
     for row, place, number in ((r, g, packs[r, g]) for r, g in np.argwhere(packs >= 0)):
         start = int(lengths[packs[row, :place]].sum())
         cut = slice(start, start + lengths[number])
-        made["token_ids"][row, cut] = rows["token_ids"][rows["row_splits"][number] :][: lengths[number]]
+        made["token_ids"][row, cut] = rows["token_ids"][rows["row_splits"][number] :][
+            : lengths[number]
+        ]
         made["mask"][row, cut] = place + 1
         part = slice(place * predictions, (place + 1) * predictions)
         made["masked_positions"][row, part] = rows["masked_positions"][number] + start
@@ -293,16 +292,16 @@ def prepare_optimizer(job: Job) -> Prepared:
     def step() -> tf.Tensor:
         return optimizer.apply_gradients(gradients)["learning_rate"]
 
-    return Prepared(lambda: float(step()) and None, {})
+    return Prepared(lambda: step().numpy(), {})
 
 
-# ------------------------------------------------------------------------------------------------ text
+# --------------------------------------------------------------------------------------------- text
 
 
 def prepare_tokenizer(job: Job) -> Prepared:
     """Ids of all paragraphs, in batches."""
     tokenizer = Tokenizer(os.path.join(job.checkpoint, "vocab.txt"))
-    token_ids = tf.function(lambda text: tokenizer(text).flat_values)
+    token_ids = tf.function(lambda text: tokenizer(text).flat_values)  # type: ignore[union-attr]
     lines = pathlib.Path(job.data).read_text("utf-8").splitlines()
     parts = [tf.constant(lines[i : i + LINES]) for i in range(0, len(lines), LINES)]
     first = token_ids(parts[0]).numpy()[:1000]

@@ -5,15 +5,15 @@ from __future__ import annotations
 import pathlib
 
 import numpy as np
+from workloads import SEED, SHAPES, SPECIAL_PIECES, Shape, Workload, make_rows
 
 from bert_tf.checkpoints import Checkpoint
 from bert_tf.config import BertConfig
 from bert_tf.conversion import write_hugging_face
 from bert_tf.encoder import variables_by_name
 from bert_tf.tasks.pretraining import PretrainingModel
-from workloads import SEED, SHAPES, SPECIAL_PIECES, Shape, Workload, make_rows
 
-DEVIATION = 0.04  # of kernels and tables: twice BERT's own, so that layers change what they read
+TABLE_DEVIATION = 0.02  # BERT's own
 SENTENCES_PER_DOCUMENT = 12
 TEXT_WORDS = 200_000
 TINY_TEXT_WORDS = 5_000
@@ -58,19 +58,29 @@ def make_checkpoint(shape: Shape, folder: pathlib.Path) -> str:
 
 
 def random_weight(name: str, shape: list[int], rng: np.random.Generator) -> np.ndarray:
-    """Truncated normal; LayerNorm's gain around 1, and everything of rank 1 wider than kernels."""
+    """Truncated normal; biases are around 0 and the gains of LayerNorm around 1.
+
+    Kernels keep the size of what they multiply, unlike BERT's own start: else all texts would get
+    nearly the same answer, and a comparison of answers would find no mistake.
+    """
     values = np.clip(rng.standard_normal(shape, np.float32), -2.0, 2.0)
-    if len(shape) > 1:
-        return values * np.float32(DEVIATION)
-    return values * np.float32(0.1) + np.float32(name.endswith("gamma"))
+    if len(shape) == 1:
+        return values * np.float32(0.1) + np.float32(name.endswith("gamma"))
+    is_table = name.endswith("embeddings")
+    deviation = (
+        TABLE_DEVIATION if is_table else shape[-1 if name.endswith("weights") else 0] ** -0.5
+    )
+    return values * np.float32(deviation)
 
 
-# ------------------------------------------------------------------------------------ made-up language
+# --------------------------------------------------------------------------------- made-up language
 
 
 def syllables() -> list[str]:
     """Of the made-up language."""
-    return [a + b for a in "bcdfghjklmnprstvwz" for b in ("a", "e", "i", "o", "u", "an", "er", "is")]
+    return [
+        a + b for a in "bcdfghjklmnprstvwz" for b in ("a", "e", "i", "o", "u", "an", "er", "is")
+    ]
 
 
 def vocabulary(size: int) -> list[str]:
@@ -97,7 +107,9 @@ def text(words: int, pieces: list[str]) -> str:
     rng = np.random.default_rng(SEED)
     whole = np.array([p for p in pieces if p.isalpha() and len(p) > 1])
     chosen = whole[np.minimum(rng.zipf(1.2, words) - 1, len(whole) - 1)]
-    chosen = np.where(rng.random(words) < 0.1, np.char.add(chosen, "".join(syllables()[:3])), chosen)
+    chosen = np.where(
+        rng.random(words) < 0.1, np.char.add(chosen, "".join(syllables()[:3])), chosen
+    )
     lines, first = [], 0
     while first < words:
         length = int(rng.integers(5, 30))
@@ -109,7 +121,7 @@ def text(words: int, pieces: list[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-# ---------------------------------------------------------------------------------------------- inputs
+# ------------------------------------------------------------------------------------------- inputs
 
 
 def make_inputs(
@@ -120,7 +132,7 @@ def make_inputs(
     if workload.shape:
         checkpoint = make_checkpoint(SHAPES[workload.shape], folder / f"bert-{workload.shape}")
         data = folder / (workload.name.replace("/", "-") + ".npz")
-        np.savez(data, **make_rows(workload))
+        np.savez(data, **make_rows(workload))  # type: ignore[arg-type]
         return checkpoint, str(data)
     if workload.unit in ("FLOP", "bytes"):
         return "", ""
@@ -135,7 +147,9 @@ def make_inputs(
     (home / "vocab.txt").write_text("\n".join(pieces) + "\n", "utf-8")
     content = given_text or text(words, pieces)
     data = home / (workload.name.replace("/", "-") + ".txt")
-    data.write_text(content if workload.kind != "tokenizer" else paragraphs(workload, content), "utf-8")
+    data.write_text(
+        content if workload.kind != "tokenizer" else paragraphs(workload, content), "utf-8"
+    )
     return str(home), str(data)
 
 

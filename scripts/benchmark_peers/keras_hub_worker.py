@@ -11,7 +11,6 @@ import keras
 import keras_hub
 import numpy as np
 import tensorflow as tf
-
 import tensorflow_work as work
 from protocol import Job, Prepared, serve
 from tensorflow_work import Batch, KerasModel

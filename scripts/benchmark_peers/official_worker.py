@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+import tensorflow_work as work
 import tf_keras
 from official.modeling.optimization.legacy_adamw import AdamWeightDecay
 from official.nlp.modeling import layers, models, networks
-
-import tensorflow_work as work
 from protocol import Job, Prepared, serve
 from tensorflow_work import Batch, KerasModel
 from workloads import CLIP_NORM, EPSILON, LEARNING_RATE, SHAPES, WEIGHT_DECAY, Variant, Workload
@@ -117,7 +116,7 @@ def trained(
     )
 
 
-# --------------------------------------------------------------------------------------------- weights
+# ------------------------------------------------------------------------------------------ weights
 
 
 def set_dense(layer: Any, weights: dict[str, np.ndarray], name: str) -> None:  # noqa: ANN401
@@ -155,7 +154,7 @@ def set_encoder(encoder: Any, weights: dict[str, np.ndarray]) -> None:  # noqa: 
     set_dense(encoder._pooler_layer, weights, "bert.pooler.dense")
 
 
-# ------------------------------------------------------------------------------------------------ text
+# --------------------------------------------------------------------------------------------- text
 
 
 def tokenizer(job: Job) -> Prepared:

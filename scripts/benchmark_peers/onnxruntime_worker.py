@@ -10,13 +10,14 @@ import numpy as np
 import onnxruntime
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.transformers.optimizer import optimize_model
-
 from protocol import Job, Prepared, serve
 from workloads import SHAPES, Variant, Workload, make_batches
 
 NAMES = {"token_ids": "input_ids", "segment_ids": "token_type_ids", "mask": "attention_mask"}
 # `compiled`: with the layers of a BERT joined by onnxruntime's own optimizer of transformers.
-MODELS = [Variant(precision, joined) for precision in ("float32", "int8") for joined in (True, False)]
+MODELS = [
+    Variant(precision, joined) for precision in ("float32", "int8") for joined in (True, False)
+]
 EXPORT = """
 import sys
 import torch
@@ -24,7 +25,8 @@ from transformers import BertForSequenceClassification
 
 checkpoint, output = sys.argv[1:]
 names = ["input_ids", "attention_mask", "token_type_ids"]
-model = BertForSequenceClassification.from_pretrained(checkpoint, attn_implementation="eager").eval()
+kind = BertForSequenceClassification
+model = kind.from_pretrained(checkpoint, attn_implementation="eager").eval()
 model.config.return_dict = False
 ids = torch.ones(2, 16, dtype=torch.int64)
 axes = {0: "batch", 1: "length"}
@@ -70,11 +72,7 @@ def prepare_forward(job: Job) -> Prepared:
     )
     given = {each.name for each in session.get_inputs()}
     inputs = [
-        {
-            theirs: batch[ours].astype(np.int64)
-            for ours, theirs in NAMES.items()
-            if theirs in given
-        }
+        {theirs: batch[ours].astype(np.int64) for ours, theirs in NAMES.items() if theirs in given}
         for batch in planned
     ]
 
@@ -82,7 +80,7 @@ def prepare_forward(job: Job) -> Prepared:
         return [session.run(["logits"], each)[0] for each in inputs]
 
     logits = np.concatenate(run())[np.argsort(order)]
-    return Prepared(lambda: run() and None, {"logits": logits})  # type: ignore[func-returns-value]
+    return Prepared(run, {"logits": logits})
 
 
 if __name__ == "__main__":

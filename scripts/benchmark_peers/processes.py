@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -43,7 +44,7 @@ class Program:
 
 
 class Worker:
-    """One process; to be closed."""
+    """One process; to be closed, as by `contextlib.closing`."""
 
     def __init__(self, program: Program, log: pathlib.Path) -> None:
         self.log = log
@@ -91,25 +92,15 @@ class Worker:
         """Ends the process, and those that it has started."""
         if self.process.poll() is None and self.process.stdin is not None:
             self.process.stdin.close()
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(CLOSING)
-            except subprocess.TimeoutExpired:
-                pass
         self.kill()
 
     def kill(self) -> None:
         """Ends the whole group at once."""
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.process.wait()
-
-    def __enter__(self) -> Worker:
-        return self
-
-    def __exit__(self, *unused: object) -> None:
-        self.close()
 
 
 def available_memory() -> float:

@@ -13,11 +13,10 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-
 from workloads import Variant, Workload
 
 
@@ -40,7 +39,10 @@ class Job:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Job:
         """The reverse."""
-        parts = {"workload": Workload(**values["workload"]), "variant": Variant(**values["variant"])}
+        parts = {
+            "workload": Workload(**values["workload"]),
+            "variant": Variant(**values["variant"]),
+        }
         return cls(**values | parts)
 
     def rows(self) -> dict[str, np.ndarray]:
@@ -52,13 +54,13 @@ class Job:
 class Prepared(NamedTuple):
     """What a worker made of a job."""
 
-    run: Callable[[], float | None]  # does it all once; returns units where only it knows them
+    run: Callable[[], object]  # does it all once; returns units where only it knows them, a float
     outputs: dict[str, np.ndarray]  # to be compared with the reference; may be empty
     warm_up: Callable[[], object] | None = None  # where that is less than a run
 
 
 def serve(
-    prepare: dict[str, Callable[[Job], Prepared]],
+    prepare: Mapping[str, Callable[[Job], Prepared]],
     variants: Callable[[Workload], list[Variant]],
     versions: Callable[[], dict[str, str]],
 ) -> None:
@@ -74,6 +76,7 @@ def serve(
     prepared: Prepared | None = None
     for line in sys.stdin:
         request = json.loads(line)
+        reply: dict[str, Any] = {}
         try:
             if request["do"] == "variants":
                 workload = Workload(**request["workload"])
@@ -82,12 +85,11 @@ def serve(
             elif request["do"] == "prepare":
                 job = Job.from_json(request["job"])
                 prepared = prepare[job.workload.kind](job)
-                np.savez(os.path.join(job.folder, "outputs.npz"), **prepared.outputs)
+                np.savez(os.path.join(job.folder, "outputs.npz"), **prepared.outputs)  # type: ignore[arg-type]
                 reply = {"versions": versions()}
             elif request["do"] == "warm_up":
                 assert prepared is not None
                 (prepared.warm_up or prepared.run)()
-                reply = {}
             else:
                 assert prepared is not None
                 reply = timed(prepared.run, request["repeats"])
@@ -99,13 +101,14 @@ def serve(
         replies.write(json.dumps(reply | usage) + "\n")
 
 
-def timed(run: Callable[[], float | None], repeats: int) -> dict[str, float | None]:
+def timed(run: Callable[[], object], repeats: int) -> dict[str, Any]:
     """Seconds of wall and CPU (all threads) that one run takes, the mean of some in a row."""
     wall, cpu = time.perf_counter(), cpu_seconds()
     for _ in range(repeats):
         units = run()
     cpu, wall = cpu_seconds() - cpu, time.perf_counter() - wall
-    return {"wall": wall / repeats, "cpu": cpu / repeats, "units": units}
+    known = units if isinstance(units, float) else None
+    return {"wall": wall / repeats, "cpu": cpu / repeats, "units": known}
 
 
 def cpu_seconds() -> float:

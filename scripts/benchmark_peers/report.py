@@ -77,7 +77,7 @@ def share_of_ceiling(one: Measured, wall: float, known: dict[str, float]) -> flo
     return one.work / wall / max(limits) if limits else None
 
 
-# ------------------------------------------------------------------------------------------- the table
+# ---------------------------------------------------------------------------------------- the table
 
 
 def table(one: Measured, known: dict[str, float]) -> str:
@@ -147,12 +147,12 @@ def check_load(load: float, allowed: bool) -> None:
     """Raises ValueError where the machine is busy."""
     if load > HIGHEST_LOAD and not allowed:
         raise ValueError(
-            f"the machine's load is {load:.2f}, above {HIGHEST_LOAD}: wait until other programs have "
-            "ended, or measure all the same with --allow_load, without a verdict."
+            f"the machine's load is {load:.2f}, above {HIGHEST_LOAD}: wait until other programs "
+            "have ended, or measure all the same with --allow_load, without a verdict."
         )
 
 
-# ------------------------------------------------------------------------------------------- the files
+# ---------------------------------------------------------------------------------------- the files
 
 
 def markdown(measured: list[Measured], about: dict[str, Any], missing: dict[str, str]) -> str:

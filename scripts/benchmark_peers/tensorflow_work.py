@@ -1,4 +1,4 @@
-"""What the workers on TensorFlow share: threads, the ceilings, and the loops around Keras models."""
+"""What workers on TensorFlow share: threads, the ceilings, and the loops around Keras models."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Callable
 import numpy as np
 import safetensors.numpy
 import tensorflow as tf
-
 from protocol import Job, Prepared, global_norm
 from workloads import Variant, Workload, cut_batch, make_batches
 
@@ -53,7 +52,7 @@ def copy_memory(job: Job) -> Prepared:
     return Prepared(run, {})
 
 
-# ------------------------------------------------------------------------- models of Keras libraries
+# ------------------------------------------------------------------------ models of Keras libraries
 
 
 def variants(workload: Workload) -> list[Variant]:
@@ -117,7 +116,7 @@ def forward(job: Job, model: KerasModel) -> Prepared:
         return [tf.cast(function(batch), tf.float32).numpy() for batch in inputs]
 
     logits = np.concatenate(run())[np.argsort(order)]
-    return Prepared(lambda: run() and None, {"logits": logits})  # type: ignore[func-returns-value]
+    return Prepared(run, {"logits": logits})
 
 
 def training(job: Job, model: KerasModel) -> Prepared:
@@ -170,4 +169,4 @@ def optimizer(job: Job, model: KerasModel) -> Prepared:
         model.apply_gradients(gradients)
         return tf.constant(0.0)
 
-    return Prepared(lambda: float(step()) and None, {})
+    return Prepared(lambda: step().numpy(), {})

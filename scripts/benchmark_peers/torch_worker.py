@@ -17,10 +17,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "true"
 import numpy as np
 import torch
 import transformers
+from protocol import Job, Prepared, global_norm, serve
 from torch.nn.functional import cross_entropy
 from transformers import BertForPreTraining, BertForSequenceClassification, PreTrainedModel
-
-from protocol import Job, Prepared, global_norm, serve
 from workloads import (
     CLIP_NORM,
     EPSILON,
@@ -47,13 +46,15 @@ def variants(workload: Workload) -> list[Variant]:
     if workload.kind in ("forward", "fine_tuning", "pretraining"):
         return MODELS + (UNSORTED if workload.lengths != "full" else [])
     if workload.kind == "start_up":
-        return [variant for variant in MODELS if not variant.compiled and variant.precision != "medium"]
+        return [
+            variant for variant in MODELS if not variant.compiled and variant.precision != "medium"
+        ]
     if workload.kind == "optimizer":
         return [Variant(), Variant(compiled=True)]
     return [Variant()]
 
 
-# ---------------------------------------------------------------------------------- models and losses
+# -------------------------------------------------------------------------------- models and losses
 
 
 def load(job: Job) -> PreTrainedModel:
@@ -116,7 +117,7 @@ def pretraining_loss(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     return of_words + cross_entropy(following.float(), batch["labels"])
 
 
-# --------------------------------------------------------------------------------------------- forward
+# ------------------------------------------------------------------------------------------ forward
 
 
 def prepare_forward(job: Job) -> Prepared:
@@ -131,7 +132,7 @@ def prepare_forward(job: Job) -> Prepared:
             return [forward(batch).float().numpy() for batch in inputs]
 
     logits = np.concatenate(run())[np.argsort(order)]
-    return Prepared(lambda: run() and None, {"logits": logits})  # type: ignore[func-returns-value]
+    return Prepared(run, {"logits": logits})
 
 
 def padded_little(job: Job) -> Variant:
@@ -139,7 +140,7 @@ def padded_little(job: Job) -> Variant:
     return Variant(job.variant.precision, order=job.variant.order)
 
 
-# -------------------------------------------------------------------------------------------- training
+# ----------------------------------------------------------------------------------------- training
 
 
 def make_optimizer(model: PreTrainedModel) -> torch.optim.Optimizer:
@@ -147,7 +148,10 @@ def make_optimizer(model: PreTrainedModel) -> torch.optim.Optimizer:
     named = list(model.named_parameters())
     plain = [value for name, value in named if name.endswith("bias") or "LayerNorm" in name]
     others = [value for name, value in named if not (name.endswith("bias") or "LayerNorm" in name)]
-    groups = [{"params": others, "weight_decay": WEIGHT_DECAY}, {"params": plain, "weight_decay": 0}]
+    groups = [
+        {"params": others, "weight_decay": WEIGHT_DECAY},
+        {"params": plain, "weight_decay": 0},
+    ]
     return torch.optim.AdamW(groups, lr=LEARNING_RATE, eps=EPSILON, fused=True)
 
 
@@ -211,10 +215,10 @@ def prepare_optimizer(job: Job) -> Prepared:
         optimizer.step()
 
     stepping = torch.compile(step) if job.variant.compiled else step
-    return Prepared(lambda: stepping() and None, {})  # type: ignore[func-returns-value]
+    return Prepared(stepping, {})
 
 
-# -------------------------------------------------------------------------------- text and the ceiling
+# ----------------------------------------------------------------------------- text and the ceiling
 
 
 def prepare_tokenizer(job: Job) -> Prepared:

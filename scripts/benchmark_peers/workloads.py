@@ -91,9 +91,7 @@ def all_workloads(epoch_sentences: int) -> list[Workload]:
         Workload("fine_tuning", "base", 32, rows=base, lengths="sst2"),
         Workload("pretraining", "base", 8, rows=8, predictions=20),
         Workload("pretraining", "base", 8, rows=32, lengths="short", predictions=20),
-        Workload(
-            "pretraining", "base", 8, rows=32, lengths="short", packed=True, predictions=20
-        ),
+        Workload("pretraining", "base", 8, rows=32, lengths="short", packed=True, predictions=20),
         Workload("optimizer", "base", unit="steps"),
         Workload("start_up", "minilm", 32, rows=32, unit="starts"),
         Workload("tokenizer", unit="pieces"),
@@ -111,7 +109,9 @@ def tiny_workloads() -> list[Workload]:
         Workload("forward", "tiny", 8, 32, rows=24, lengths="sst2"),
         Workload("fine_tuning", "tiny", 8, 32, rows=24, lengths="sst2"),
         Workload("pretraining", "tiny", 8, 32, rows=8, predictions=5),
-        Workload("pretraining", "tiny", 8, 32, rows=16, lengths="short", packed=True, predictions=5),
+        Workload(
+            "pretraining", "tiny", 8, 32, rows=16, lengths="short", packed=True, predictions=5
+        ),
         Workload("optimizer", "tiny", unit="steps"),
         Workload("start_up", "tiny", 8, 32, rows=8, unit="starts"),
         Workload("tokenizer", rows=-1, unit="pieces"),
@@ -119,7 +119,7 @@ def tiny_workloads() -> list[Workload]:
     ]
 
 
-# ---------------------------------------------------------------------------------------- variants
+# ----------------------------------------------------------------------------------------- variants
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +196,7 @@ def plan(lengths: np.ndarray, batch: int, order: str) -> list[np.ndarray]:
 def cut_batch(
     rows: dict[str, np.ndarray], numbers: np.ndarray, width: int = 0, multiple: int = 1
 ) -> dict[str, np.ndarray]:
-    """The rows `numbers` [B] as grids `token_ids`, `segment_ids`, `mask` int32 [B, S], and the rest.
+    """The rows `numbers` [B]: `token_ids`, `segment_ids`, `mask` int32 [B, S], and the rest.
 
     S is the longest of them, or `width`, rounded up to a `multiple`.
     """
@@ -207,7 +207,11 @@ def cut_batch(
     grid = np.zeros(mask.shape, np.int32)
     grid[mask] = np.concatenate([rows["token_ids"][a:b] for a, b in zip(starts, ends, strict=True)])
     others = {k: v[numbers] for k, v in rows.items() if k not in ("token_ids", "row_splits")}
-    features = {"token_ids": grid, "segment_ids": np.zeros_like(grid), "mask": mask.astype(np.int32)}
+    features = {
+        "token_ids": grid,
+        "segment_ids": np.zeros_like(grid),
+        "mask": mask.astype(np.int32),
+    }
     return features | others
 
 
@@ -225,7 +229,7 @@ def make_batches(
     return batches, np.concatenate(planned)
 
 
-# -------------------------------------------------------------------------------------- arithmetic
+# --------------------------------------------------------------------------------------- arithmetic
 
 
 def forward_flops(shape: Shape, lengths: np.ndarray, predictions: np.ndarray | int = 0) -> float:
@@ -261,6 +265,8 @@ def work(workload: Workload, rows: dict[str, np.ndarray]) -> float:
 def parameters(shape: Shape) -> int:
     """Weights of an encoder with its pooler and a classifier of two classes."""
     hidden, inner = shape.hidden, shape.inner
-    layer = 4 * hidden * (hidden + 1) + hidden * inner + inner + inner * hidden + hidden + 4 * hidden
+    layer = (
+        4 * hidden * (hidden + 1) + hidden * inner + inner + inner * hidden + hidden + 4 * hidden
+    )
     tables = (shape.vocabulary + shape.positions + 2 + 2) * hidden
     return shape.layers * layer + tables + hidden * (hidden + 1) + 2 * (hidden + 1)
