@@ -71,15 +71,16 @@ def chosen_workloads() -> list[workloads.Workload]:
     for name in SHAPES.value:
         if name not in workloads.SHAPES:
             raise ValueError(f"--shapes={name}: choose of {', '.join(workloads.SHAPES)}.")
-    return [
+    named = [
         workload
         for workload in found
-        if workload.kind in report.CEILINGS
-        or (
-            (not WORKLOADS.value or workload.name.startswith(tuple(WORKLOADS.value)))
-            and (not SHAPES.value or workload.shape in ("", *SHAPES.value))
-        )
+        if (not WORKLOADS.value or workload.name.startswith(tuple(WORKLOADS.value)))
+        and (not SHAPES.value or workload.shape in ("", *SHAPES.value))
     ]
+    if any(workload.shape for workload in named):
+        # What the machine can do at most; figures of text have no such limit.
+        named += [w for w in found if w.kind in report.CEILINGS and w not in named]
+    return [workload for workload in found if workload in named]
 
 
 def find_programs() -> tuple[dict[str, Program], dict[str, str]]:

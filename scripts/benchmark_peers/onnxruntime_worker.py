@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import numpy as np
+import onnx
 import onnxruntime
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.transformers.optimizer import optimize_model
@@ -56,7 +57,9 @@ def write_model(job: Job) -> str:
         joined.save_model_to_file(path)
     if job.variant.precision == "int8":
         quantized = os.path.join(job.folder, "int8.onnx")
-        quantize_dynamic(path, quantized, weight_type=QuantType.QInt8)
+        # Types behind joined operations are not inferred; all are float32.
+        types = {"DefaultTensorType": onnx.TensorProto.FLOAT}
+        quantize_dynamic(path, quantized, weight_type=QuantType.QInt8, extra_options=types)
         return quantized
     return path
 

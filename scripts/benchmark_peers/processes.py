@@ -90,10 +90,12 @@ class Worker:
 
     def close(self) -> None:
         """Ends the process, and those that it has started."""
-        if self.process.poll() is None and self.process.stdin is not None:
-            self.process.stdin.close()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(CLOSING)
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()  # there is nothing more to be asked: it ends by itself
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(CLOSING)
         self.kill()
 
     def kill(self) -> None:
