@@ -83,9 +83,8 @@ def chosen_workloads() -> list[workloads.Workload]:
     return [workload for workload in found if workload in named]
 
 
-def find_programs() -> tuple[dict[str, Program], dict[str, str]]:
+def find_programs(threads: int) -> tuple[dict[str, Program], dict[str, str]]:
     """How to start each library, and why those that are missing are."""
-    threads = THREADS.value or len(os.sched_getaffinity(0))
     programs = {"bert_tf": Program("bert_tf", sys.executable, threads)}
     missing = {}
     for peer in PEERS.value:
@@ -141,17 +140,19 @@ def processor() -> str:
 
 
 def measure_all(
-    settings: Settings, chosen: list[workloads.Workload], text: str
+    settings: Settings,
+    chosen: list[workloads.Workload],
+    variants: dict[str, list[list[workloads.Variant]]],
+    text: str,
 ) -> list[report.Measured]:
     """All workloads in order; what fails as a whole is told and left out."""
-    variants = variants_of(settings, chosen)
     measured = []
     for number, workload in enumerate(chosen):
         logging.info("%s (%d of %d)", workload.name, number + 1, len(chosen))
         checkpoint, data = inputs.make_inputs(
             workload, settings.scratch / "inputs", text, VOCAB_FILE.value
         )
-        threads = settings.programs["bert_tf"].threads
+        threads = next(iter(settings.programs.values())).threads
         job = Job(workload, workloads.Variant(), threads, checkpoint, data)
         try:
             results = measure(settings, job, {peer: v[number] for peer, v in variants.items()})
@@ -173,7 +174,8 @@ def main(unused_argv: list[str]) -> None:
     load = os.getloadavg()[0]
     report.check_load(load, ALLOW_LOAD.value)
     chosen, text = chosen_workloads(), given_text()
-    programs, missing = find_programs()
+    threads = THREADS.value or len(os.sched_getaffinity(0))
+    programs, missing = find_programs(threads)
     for peer, reason in missing.items():
         print(f"{peer} is missing: {reason}")
     output = pathlib.Path(OUTPUT.value).absolute()
@@ -181,10 +183,11 @@ def main(unused_argv: list[str]) -> None:
     scratch = pathlib.Path(tempfile.mkdtemp(prefix="benchmark-", dir=output))
     try:
         settings = Settings(programs, ROUNDS.value, LIMIT.value, output / "logs", scratch)
-        measured = measure_all(settings, chosen, text)
+        variants, versions = variants_of(settings, chosen)
+        measured = measure_all(settings, chosen, variants, text)
     finally:
         shutil.rmtree(scratch)
-    facts = about(load, programs["bert_tf"].threads)
+    facts = about(load, threads) | versions
     (output / "results.md").write_text(report.markdown(measured, facts, missing), "utf-8")
     report.write_json(output / "results.json", measured, facts, missing)
     try:

@@ -295,6 +295,7 @@ def script(*flags: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_tokenizer_is_measured(tmp_path: pathlib.Path) -> None:
     (tmp_path / "book.txt").write_text("A good film.\r\n\r\nA bad\nfilm.\n\nCaf\u00e9.\n")
     output = tmp_path / "results"

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -24,7 +28,7 @@ from workloads import (
 )
 
 from bert_tf import run_folder, training
-from bert_tf.checkpoints import read_pretrained
+from bert_tf.checkpoints import Pretrained, read_pretrained
 from bert_tf.config import (
     DataConfig,
     ModelConfig,
@@ -49,7 +53,7 @@ from bert_tf.tokenization import Tokenizer
 from bert_tf.weights import assign
 
 CHECKED_ROWS = 8  # of a training batch, whose losses and gradients are compared
-RUNS = 100  # that a training job may be asked for at most
+RUNS = 400  # that a training job may be asked for at most
 PACKED_SEQUENCES = 4  # that may share a row
 LINES = 1024  # of text that the tokenizer is given at a time
 FORMAT = {"float32": "saved_model", "bfloat16": "saved_model_cpu", "int8": "saved_model_int8"}
@@ -85,25 +89,33 @@ def run_of(job: Job, task: TaskConfig, steps: int = 0) -> RunConfig:
     )
 
 
-def open_task(job: Job, name: str, steps: int = 0) -> tuple[Task, Accelerator]:
-    """The task, and the accelerator with its dtype policy."""
+class Opened(NamedTuple):
+    """A task, the accelerator with its dtype policy, and the checkpoint."""
+
+    task: Task
+    accelerator: Accelerator
+    pretrained: Pretrained
+
+    def model(self, padded: bool = False) -> tf.Module:
+        """The task's model with the checkpoint's weights."""
+        model = self.task.build_model(PaddedLayout if padded else self.accelerator.layout)
+        assign(variables_by_name(model), self.pretrained.weights, self.pretrained.source)
+        return model
+
+
+def open_task(job: Job, name: str, steps: int = 0) -> Opened:
+    """What a run with this configuration begins with."""
     packed = PACKED_SEQUENCES if job.workload.packed and not job.reference else 1
     run = run_of(job, TaskConfig(name, packed_sequences=packed), steps)
     accelerator = connect(run.runtime)
     pretrained = read_pretrained(run.model)
     assert pretrained.tokenizer is not None
     if name == "pretraining":
-        return PretrainingTask(run, pretrained.config, pretrained.tokenizer), accelerator
-    labels = Labels("class", ("0", "1"))
-    return ClassificationTask(run, pretrained.config, pretrained.tokenizer, labels), accelerator
-
-
-def open_model(task: Task, padded: bool, accelerator: Accelerator) -> tf.Module:
-    """The model with the checkpoint's weights."""
-    model = task.build_model(PaddedLayout if padded else accelerator.layout)
-    pretrained = read_pretrained(task.run.model)
-    assign(variables_by_name(model), pretrained.weights, pretrained.source)
-    return model
+        task: Task = PretrainingTask(run, pretrained.config, pretrained.tokenizer)
+    else:
+        labels = Labels("class", ("0", "1"))
+        task = ClassificationTask(run, pretrained.config, pretrained.tokenizer, labels)
+    return Opened(task, accelerator, pretrained)
 
 
 def features_of(batch: dict[str, np.ndarray]) -> Features:
@@ -126,17 +138,14 @@ def prepare_forward(job: Job) -> Prepared:
     """Answers of an exported SavedModel to rows of ids."""
     rows = job.rows()
     planned, order = make_batches(rows, job.workload, job.variant)
-    task, accelerator = open_task(job, "classification")
     if job.reference:
-        model = open_model(task, padded=True, accelerator=accelerator)
+        model = open_task(job, "classification").model(padded=True)
         parts = [model(features_of(batch)).numpy() for batch in planned]
         return Prepared(lambda: None, {"logits": np.concatenate(parts)[np.argsort(order)]})
-    model = open_model(task, padded=False, accelerator=accelerator)
-    opened = OpenedRun(task.run, task, model, {}, job.checkpoint)
-    # Not kept for later: it may have been written by another version of the package.
-    exported = os.path.join(job.folder, "export")
-    shutil.rmtree(exported, ignore_errors=True)
-    signature = load_alone(FORMATS[FORMAT[job.variant.precision]].write(opened, exported))
+    # By another process: what it takes to write a model is not what it takes to serve it.
+    command = [sys.executable, os.path.abspath(__file__), "--export", json.dumps(job.to_json())]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    signature = load_alone(newest_export(job))
     names = ("token_ids", "segment_ids", "mask")
     inputs = [{name: tf.constant(batch[name]) for name in names} for batch in planned]
 
@@ -145,6 +154,19 @@ def prepare_forward(job: Job) -> Prepared:
 
     logits = np.concatenate(run())[np.argsort(order)]
     return Prepared(run, {"logits": logits})
+
+
+def export(job: Job) -> None:
+    """Writes the SavedModel of a job's variant."""
+    opened = open_task(job, "classification")
+    run = OpenedRun(opened.task.run, opened.task, opened.model(), {}, job.checkpoint)
+    FORMATS[FORMAT[job.variant.precision]].write(run, os.path.join(job.folder, "export"))
+
+
+def newest_export(job: Job) -> str:
+    """Its folder: the highest number."""
+    folders = pathlib.Path(job.folder, "export").iterdir()
+    return str(max(folders, key=lambda folder: int(folder.name)))
 
 
 def load_alone(folder: str) -> Callable[..., dict[str, tf.Tensor]]:
@@ -177,11 +199,10 @@ def prepare_training(job: Job) -> Prepared:
     is_pretraining = job.workload.kind == "pretraining"
     name = "pretraining" if is_pretraining else "classification"
     steps = -(-job.workload.rows // job.workload.batch)
-    task, accelerator = open_task(job, name, steps * RUNS)
+    opened = open_task(job, name, steps * RUNS)
+    task, accelerator, pretrained = opened
     if job.reference:
-        model = open_model(task, padded=True, accelerator=accelerator)
-        return Prepared(lambda: None, checked_outputs(job, task, model))
-    pretrained = read_pretrained(task.run.model)
+        return Prepared(lambda: None, checked_outputs(job, task, opened.model(padded=True)))
     state = run_folder.start(
         task.run, job.folder, accelerator, task, pretrained, task.run.train.steps
     )
@@ -190,12 +211,14 @@ def prepare_training(job: Job) -> Prepared:
     train_steps = training.make_train_steps(
         task.run, accelerator, task, state.model, state.optimizer
     )
-    feed = (packed_feed if is_pretraining else fine_tuning_feed)(job, task, accelerator)
+    feed = (PretrainingFeed if is_pretraining else FineTuningFeed)(job, task, accelerator)
 
     def run(asked: int = 0) -> None:
         left = asked or feed.steps
         while left:
             iterator, count = feed.next(min(left, task.run.train.steps_per_loop))
+            if not count:
+                raise ValueError(f"asked for more than {RUNS} runs")
             sums = train_steps(iterator, tf.constant(count, tf.int32))
             if not np.isfinite(float(sums["loss"])):
                 raise ValueError("the loss is not finite")
@@ -220,7 +243,7 @@ class FineTuningFeed:
         return self.feed.next(most)
 
 
-class PackedFeed:
+class PretrainingFeed:
     """Batches of pre-training again and again, from memory."""
 
     def __init__(self, job: Job, task: Task, accelerator: Accelerator) -> None:
@@ -234,9 +257,6 @@ class PackedFeed:
     def next(self, most: int) -> tuple[Iterator[Features], int]:
         """As `batches.Feed`."""
         return self.iterator, most
-
-
-fine_tuning_feed, packed_feed = FineTuningFeed, PackedFeed
 
 
 def plain_rows(job: Job, rows: dict[str, np.ndarray]) -> Features:
@@ -282,8 +302,8 @@ def packed_rows(job: Job, rows: dict[str, np.ndarray]) -> Features:
 
 def prepare_optimizer(job: Job) -> Prepared:
     """One update of all weights by gradients that are there."""
-    task, accelerator = open_task(job, "classification", 1000)
-    model = open_model(task, padded=True, accelerator=accelerator)
+    opened = open_task(job, "classification", 1000)
+    task, model = opened.task, opened.model()
     moved = moving(task.run.optimizer, variables_by_name(model))
     optimizer = Optimizer(task.run.optimizer, moved, 1000, task.config.num_hidden_layers)
     gradients = [tf.random.normal(variable.shape) for variable in moved.values()]
@@ -347,6 +367,9 @@ def variants(workload: Workload) -> list[Variant]:
 
 if __name__ == "__main__":
     set_threads()
+    if sys.argv[1:2] == ["--export"]:
+        export(Job.from_json(json.loads(sys.argv[2])))
+        sys.exit()
     serve(
         PREPARE,
         variants,

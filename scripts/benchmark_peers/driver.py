@@ -4,6 +4,9 @@ For each workload: the exact outputs; then the qualifying, in which every librar
 of its settings, and in which outputs are compared; then rounds in which the best settings of each
 library, all started and warm, run in turn, so that only one computes at a time and whatever the
 machine does meanwhile meets all of them.
+
+Peers find their batches in memory, padded and in order; bert_tf makes its own by its pipeline,
+which counts.
 """
 
 from __future__ import annotations
@@ -31,7 +34,8 @@ NEAR = 1.3  # settings this near to a library's best take part in the rounds,
 MOST = 2  # so many of each library at most
 SLOW = 4.0  # settings this far from a library's best are stopped in the qualifying
 LEAST_LIMIT = 30.0  # seconds before anything is stopped
-LEAST_SECONDS = 0.5  # of one measurement: what is faster is repeated
+LEAST_SECONDS = 0.5  # of one measurement: what is faster is repeated,
+MOST_REPEATS = 20  # so many times at most
 MEMORY_SHARE = 0.8  # of the memory that is available, for workers that wait for their turn
 
 
@@ -123,21 +127,32 @@ class Candidate:
 # ---------------------------------------------------------------------------------------- the order
 
 
-def variants_of(settings: Settings, workloads: list[Workload]) -> dict[str, list[list[Variant]]]:
-    """The settings of each library for each workload; raises WorkerFailed with its name."""
-    found = {}
-    for peer, program in settings.programs.items():
-        with contextlib.closing(Worker(program, settings.logs / f"{peer}.log")) as worker:
-            found[peer] = [
-                [Variant(**each) for each in reply["variants"]]
-                for reply in (
+def variants_of(
+    settings: Settings, workloads: list[Workload]
+) -> tuple[dict[str, list[list[Variant]]], dict[str, str]]:
+    """The settings of each library for each workload, and the versions of all libraries.
+
+    A library whose worker does not even start is taken out of the settings' programs; its version
+    then says why.
+    """
+    found, versions = {}, {}
+    for peer, program in list(settings.programs.items()):
+        log = settings.logs / f"{peer}.log"
+        try:
+            with contextlib.closing(Worker(program, log)) as worker:
+                replies = [
                     worker.ask(
-                        {"do": "variants", "workload": dataclasses.asdict(workload)}, settings.limit
+                        {"do": "variants", "workload": dataclasses.asdict(w)}, settings.limit
                     )
-                    for workload in workloads
-                )
-            ]
-    return found
+                    for w in workloads
+                ]
+        except WorkerFailed as failure:
+            versions[peer] = f"does not start: {failure}"
+            del settings.programs[peer]
+            continue
+        found[peer] = [[Variant(**each) for each in reply["variants"]] for reply in replies]
+        versions |= replies[0]["versions"]
+    return found, versions
 
 
 def measure(settings: Settings, job: Job, variants: dict[str, list[Variant]]) -> list[Result]:
@@ -185,24 +200,34 @@ def exact_outputs(settings: Settings, job: Job) -> dict[str, np.ndarray]:
 def qualify(candidate: Candidate, reference: dict[str, np.ndarray], limit: float) -> None:
     """Compares outputs, then runs once, warm."""
     result = candidate.result
+    is_start = candidate.job.workload.kind == "start_up"
     try:
-        candidate.start()
-        result.difference = largest_difference(candidate.outputs(), reference)
-        is_text = candidate.job.workload.kind == "tokenizer"
-        limit_here = IDS_TOLERANCE if is_text else TOLERANCES[result.precision]
-        if result.difference is not None and not result.difference <= limit_here:
-            raise WorkerFailed(f"outputs differ by {result.difference:.2g}, above {limit_here:g}")
-        if candidate.job.workload.kind != "start_up":
-            candidate.ask(candidate.settings.limit, do="warm_up")
+        if not is_start:
+            prepare(candidate, reference)
         reply = candidate.run(limit)
+        repeats = 1 if is_start else math.ceil(LEAST_SECONDS / max(reply["wall"], 1e-6))
+        if repeats > 1:
+            candidate.repeats = min(repeats, MOST_REPEATS)
+            reply = candidate.run(limit)
         result.qualifying = {name: reply[name] for name in ("wall", "cpu")}
         result.units = float(reply["units"] or candidate.job.workload.rows)
-        candidate.repeats = max(1, math.ceil(LEAST_SECONDS / max(reply["wall"], 1e-6)))
         result.note = "qualifying run alone"
         logging.info("%s: %.3f s", candidate.name, reply["wall"])
     except WorkerFailed as failure:
         result.note = str(failure)
         logging.info("%s: %s", candidate.name, failure)
+
+
+def prepare(candidate: Candidate, reference: dict[str, np.ndarray]) -> None:
+    """Starts a worker and warms it; raises WorkerFailed where its outputs are wrong."""
+    result = candidate.result
+    candidate.start()
+    result.difference = largest_difference(candidate.outputs(), reference)
+    is_text = candidate.job.workload.kind == "tokenizer"
+    tolerance = IDS_TOLERANCE if is_text else TOLERANCES[result.precision]
+    if result.difference is not None and not result.difference <= tolerance:
+        raise WorkerFailed(f"outputs differ by {result.difference:.2g}, above {tolerance:g}")
+    candidate.ask(candidate.settings.limit, do="warm_up")
 
 
 def keep_near(candidates: list[Candidate]) -> None:

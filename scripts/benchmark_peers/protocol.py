@@ -82,11 +82,11 @@ def serve(
                 workload = Workload(**request["workload"])
                 found = variants(workload) if workload.kind in prepare else []
                 reply = {"variants": [dataclasses.asdict(variant) for variant in found]}
+                reply["versions"] = versions()
             elif request["do"] == "prepare":
                 job = Job.from_json(request["job"])
                 prepared = prepare[job.workload.kind](job)
                 np.savez(os.path.join(job.folder, "outputs.npz"), **prepared.outputs)  # type: ignore[arg-type]
-                reply = {"versions": versions()}
             elif request["do"] == "warm_up":
                 assert prepared is not None
                 (prepared.warm_up or prepared.run)()

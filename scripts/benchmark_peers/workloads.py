@@ -127,7 +127,7 @@ class Variant:
     """Settings that a library is measured with; each worker lists its own."""
 
     precision: str = "float32"
-    compiled: bool = False  # torch.compile, XLA
+    compiled: bool = False  # torch.compile, XLA; onnxruntime: layers joined by its optimizer
     order: str = "sorted"  # of rows of several lengths: "sorted", "as_they_come", or "padded"
 
     @property
