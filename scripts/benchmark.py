@@ -147,6 +147,7 @@ def measure_all(
 ) -> list[report.Measured]:
     """All workloads in order; what fails as a whole is told and left out."""
     measured = []
+    slow: dict[tuple[str, str, str], str] = {}
     for number, workload in enumerate(chosen):
         logging.info("%s (%d of %d)", workload.name, number + 1, len(chosen))
         checkpoint, data = inputs.make_inputs(
@@ -155,7 +156,8 @@ def measure_all(
         threads = next(iter(settings.programs.values())).threads
         job = Job(workload, workloads.Variant(), threads, checkpoint, data)
         try:
-            results = measure(settings, job, {peer: v[number] for peer, v in variants.items()})
+            of_workload = {peer: found[number] for peer, found in variants.items()}
+            results = measure(settings, job, of_workload, slow)
         except WorkerFailed as failure:
             logging.error("%s: no exact outputs to compare with: %s", workload.name, failure)
             continue

@@ -247,7 +247,7 @@ def measure(
     settings = settings_of(folder, *(set(variants) - {"bert_tf"}))
     checkpoint, data = inputs.make_inputs(workload, folder / "inputs", "", "")
     job = Job(workload, Variant(), 2, checkpoint, data)
-    return {one.peer: one for one in driver.measure(settings, job, variants)}
+    return {one.peer: one for one in driver.measure(settings, job, variants, {})}
 
 
 def test_a_tiny_model_is_measured(tmp_path: pathlib.Path) -> None:

@@ -32,7 +32,7 @@ IDS_TOLERANCE = (
 )
 NEAR = 1.3  # settings this near to a library's best take part in the rounds,
 MOST = 2  # so many of each library at most
-SLOW = 4.0  # settings this far from a library's best are stopped in the qualifying
+SLOW = 4.0  # settings this far from a library's best are stopped, and not tried again
 LEAST_LIMIT = 30.0  # seconds before anything is stopped
 LEAST_SECONDS = 0.5  # of one measurement: what is faster is repeated,
 MOST_REPEATS = 20  # so many times at most
@@ -155,8 +155,21 @@ def variants_of(
     return found, versions
 
 
-def measure(settings: Settings, job: Job, variants: dict[str, list[Variant]]) -> list[Result]:
-    """All results of one workload; `job` has everything but variant and folder."""
+def measure(
+    settings: Settings,
+    job: Job,
+    variants: dict[str, list[Variant]],
+    slow: dict[tuple[str, str, str], str],
+) -> list[Result]:
+    """All results of one workload.
+
+    Args:
+        settings: how to measure.
+        job: everything but variant and folder.
+        variants: settings to try, by library.
+        slow: by kind of workload, library and variant, what is not tried again, and why; more of
+            it is found out here.
+    """
     reference = exact_outputs(settings, job)
     candidates = []
     for peer, of_peer in variants.items():
@@ -167,11 +180,16 @@ def measure(settings: Settings, job: Job, variants: dict[str, list[Variant]]) ->
             candidate = Candidate(settings, peer, own)
             limit = settings.limit if best == math.inf else max(SLOW * best, LEAST_LIMIT)
             candidates.append(candidate)
+            key = (job.workload.kind, peer, variant.name)
+            if key in slow:
+                candidate.result.note = slow[key]
+                continue
             try:
                 qualify(candidate, reference, min(limit, settings.limit))
                 best = min(best, candidate.result.qualifying.get("wall", math.inf))
             finally:
                 keep_near(candidates)
+    slow |= hopeless(candidates)
     try:
         in_rounds(settings, finalists(candidates))
     finally:
@@ -228,6 +246,21 @@ def prepare(candidate: Candidate, reference: dict[str, np.ndarray]) -> None:
     if result.difference is not None and not result.difference <= tolerance:
         raise WorkerFailed(f"outputs differ by {result.difference:.2g}, above {tolerance:g}")
     candidate.ask(candidate.settings.limit, do="warm_up")
+
+
+def hopeless(candidates: list[Candidate]) -> dict[tuple[str, str, str], str]:
+    """Settings so far from their library's best that other sizes will not save them."""
+    found = {}
+    for candidate in candidates:
+        of_peer = [c for c in candidates if c.peer == candidate.peer and c.result.qualifying]
+        best = min((c.result.qualifying["wall"] for c in of_peer), default=0.0)
+        wall = candidate.result.qualifying.get("wall", math.inf)
+        was_stopped = candidate.result.note.startswith("stopped: run")
+        if of_peer and (was_stopped or SLOW * best < wall < math.inf):
+            workload, name = candidate.job.workload, candidate.job.variant.name
+            reason = f"not tried: {SLOW:g} times slower than another setting at {workload.name}"
+            found[workload.kind, candidate.peer, name] = reason
+    return found
 
 
 def keep_near(candidates: list[Candidate]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,8 +10,6 @@ import sys
 import numpy as np
 import onnx
 import onnxruntime
-from onnxruntime.quantization import QuantType, quantize_dynamic
-from onnxruntime.transformers.optimizer import optimize_model
 from protocol import Job, Prepared, serve
 from workloads import SHAPES, Variant, Workload, make_batches
 
@@ -19,24 +18,6 @@ NAMES = {"token_ids": "input_ids", "segment_ids": "token_type_ids", "mask": "att
 MODELS = [
     Variant(precision, joined) for precision in ("float32", "int8") for joined in (True, False)
 ]
-EXPORT = """
-import sys
-import torch
-from transformers import BertForSequenceClassification
-
-checkpoint, output = sys.argv[1:]
-names = ["input_ids", "attention_mask", "token_type_ids"]
-kind = BertForSequenceClassification
-model = kind.from_pretrained(checkpoint, attn_implementation="eager").eval()
-model.config.return_dict = False
-ids = torch.ones(2, 16, dtype=torch.int64)
-axes = {0: "batch", 1: "length"}
-torch.onnx.export(
-    model, (ids, ids, ids), output, input_names=names, output_names=["logits"],
-    dynamic_axes={**{name: axes for name in names}, "logits": {0: "batch"}},
-    opset_version=17, dynamo=False,
-)
-"""
 
 
 def variants(workload: Workload) -> list[Variant]:
@@ -44,11 +25,30 @@ def variants(workload: Workload) -> list[Variant]:
     return MODELS + ([Variant(order="as_they_come")] if workload.lengths != "full" else [])
 
 
-def write_model(job: Job) -> str:
-    """The file of the variant's model."""
-    path = os.path.join(job.folder, "model.onnx")
-    # By another process, so that torch takes none of this one's memory.
-    subprocess.run([sys.executable, "-c", EXPORT, job.checkpoint, path], check=True)
+def write_model(job: Job) -> None:
+    """Writes the variant's model, by torch and by onnxruntime's own programs."""
+    import torch  # not where models are run: it takes memory
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.transformers.optimizer import optimize_model
+    from transformers import BertForSequenceClassification
+
+    path = os.path.join(job.folder, "plain.onnx")
+    kind = BertForSequenceClassification
+    model = kind.from_pretrained(job.checkpoint, attn_implementation="eager").eval()
+    model.config.return_dict = False
+    names = ["input_ids", "attention_mask", "token_type_ids"]
+    ids = torch.ones(2, 16, dtype=torch.int64)
+    axes = {name: {0: "batch", 1: "length"} for name in names}
+    torch.onnx.export(
+        model,
+        (ids, ids, ids),
+        path,
+        input_names=names,
+        output_names=["logits"],
+        dynamic_axes=axes | {"logits": {0: "batch"}},
+        opset_version=17,
+        dynamo=False,
+    )
     if job.variant.compiled:
         shape = SHAPES[job.workload.shape]
         joined = optimize_model(
@@ -56,22 +56,30 @@ def write_model(job: Job) -> str:
         )
         joined.save_model_to_file(path)
     if job.variant.precision == "int8":
-        quantized = os.path.join(job.folder, "int8.onnx")
         # Types behind joined operations are not inferred; all are float32.
         types = {"DefaultTensorType": onnx.TensorProto.FLOAT}
-        quantize_dynamic(path, quantized, weight_type=QuantType.QInt8, extra_options=types)
-        return quantized
-    return path
+        output = model_file(job)
+        quantize_dynamic(path, output, weight_type=QuantType.QInt8, extra_options=types)
+    else:
+        os.replace(path, model_file(job))
+
+
+def model_file(job: Job) -> str:
+    """Of the variant."""
+    return os.path.join(job.folder, "model.onnx")
 
 
 def prepare_forward(job: Job) -> Prepared:
     """Logits of all batches."""
     plain = Variant(job.variant.precision, order=job.variant.order)  # it takes any width as it is
     planned, order = make_batches(job.rows(), job.workload, plain)
+    # By another process: what it takes to write a model is not what it takes to run it.
+    command = [sys.executable, os.path.abspath(__file__), "--export", json.dumps(job.to_json())]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = job.threads
     session = onnxruntime.InferenceSession(
-        write_model(job), options, providers=["CPUExecutionProvider"]
+        model_file(job), options, providers=["CPUExecutionProvider"]
     )
     given = {each.name for each in session.get_inputs()}
     inputs = [
@@ -87,6 +95,9 @@ def prepare_forward(job: Job) -> Prepared:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["--export"]:
+        write_model(Job.from_json(json.loads(sys.argv[2])))
+        sys.exit()
     serve(
         {"forward": prepare_forward},
         variants,

@@ -65,7 +65,8 @@ class Workload:
     def name(self) -> str:
         """KIND/SHAPE/..., as reports have it."""
         details = {"full": f"{self.batch}x{self.length}", "sst2": "sst2", "short": "short"}
-        parts = [self.kind, self.shape, details[self.lengths] if self.shape else ""]
+        has_rows = self.shape and self.kind != "optimizer"
+        parts = [self.kind, self.shape, details[self.lengths] if has_rows else ""]
         parts += ["packed" if self.packed else "", self.text if self.text != "as_it_is" else ""]
         return "/".join(part for part in parts if part)
 
