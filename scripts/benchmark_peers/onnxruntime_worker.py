@@ -8,7 +8,6 @@ import subprocess
 import sys
 
 import numpy as np
-import onnx
 import onnxruntime
 from protocol import Job, Prepared, serve
 from workloads import SHAPES, Variant, Workload, make_batches
@@ -27,6 +26,7 @@ def variants(workload: Workload) -> list[Variant]:
 
 def write_model(job: Job) -> None:
     """Writes the variant's model, by torch and by onnxruntime's own programs."""
+    import onnx
     import torch  # not where models are run: it takes memory
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.transformers.optimizer import optimize_model
