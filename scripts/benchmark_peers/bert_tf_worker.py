@@ -24,6 +24,7 @@ from workloads import (
     Variant,
     Workload,
     cut_batch,
+    first_rows,
     make_batches,
 )
 
@@ -182,8 +183,11 @@ def load_alone(folder: str) -> Callable[..., dict[str, tf.Tensor]]:
 
 def checked_outputs(job: Job, task: Task, model: tf.Module) -> dict[str, np.ndarray]:
     """Logits or losses of a few rows, and the norm of the gradient, without dropout."""
-    rows = job.rows()
-    batch = features_of(cut_batch(rows, np.arange(min(CHECKED_ROWS, job.workload.rows))))
+    rows = first_rows(job.rows(), CHECKED_ROWS)
+    if job.workload.packed and not job.reference:
+        batch = packed_rows(job, rows)
+    else:
+        batch = features_of(cut_batch(rows, np.arange(len(rows["labels"]))))
     weights = task.term_weights(batch)
     sums, gradients = training.make_gradients(task, model, 1)(batch, None, weights, 1.0)
     norm = global_norm([each.numpy() for each in gradients if each is not None])
@@ -206,8 +210,8 @@ def prepare_training(job: Job) -> Prepared:
     state = run_folder.start(
         task.run, job.folder, accelerator, task, pretrained, task.run.train.steps
     )
-    unchecked = job.workload.packed or job.workload.kind == "start_up"
-    outputs = {} if unchecked else checked_outputs(job, task, state.model)
+    is_start = job.workload.kind == "start_up"
+    outputs = {} if is_start else checked_outputs(job, task, state.model)
     train_steps = training.make_train_steps(
         task.run, accelerator, task, state.model, state.optimizer
     )

@@ -223,7 +223,7 @@ def prepare_optimizer(job: Job) -> Prepared:
 
 
 def prepare_tokenizer(job: Job) -> Prepared:
-    """Ids of all paragraphs by `tokenizers`, which transformers stands on and which works on all cores."""
+    """Ids of all paragraphs by `tokenizers`, which transformers stands on; on all cores."""
     vocabulary = os.path.join(job.checkpoint, "vocab.txt")
     tokenizer = tokenizers.BertWordPieceTokenizer(vocabulary, lowercase=True)
     lines = pathlib.Path(job.data).read_text("utf-8").splitlines()

@@ -186,6 +186,13 @@ def make_rows(workload: Workload) -> dict[str, np.ndarray]:
     }
 
 
+def first_rows(rows: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
+    """The first rows alone."""
+    first = {name: values[:count] for name, values in rows.items()}
+    row_splits = rows["row_splits"][: count + 1]
+    return first | {"row_splits": row_splits, "token_ids": rows["token_ids"][: row_splits[-1]]}
+
+
 def plan(lengths: np.ndarray, batch: int, order: str) -> list[np.ndarray]:
     """Numbers of the rows of each batch; the last may be smaller."""
     rows = np.arange(len(lengths))
