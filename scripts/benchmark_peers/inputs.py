@@ -14,6 +14,7 @@ from bert_tf.encoder import variables_by_name
 from bert_tf.tasks.pretraining import PretrainingModel
 
 TABLE_DEVIATION = 0.02  # BERT's own
+CHOOSING = 2.0  # times as large kernels of queries and keys as of all else
 SENTENCES_PER_DOCUMENT = 12
 TEXT_WORDS = 200_000
 TINY_TEXT_WORDS = 5_000
@@ -60,17 +61,18 @@ def make_checkpoint(shape: Shape, folder: pathlib.Path) -> str:
 def random_weight(name: str, shape: list[int], rng: np.random.Generator) -> np.ndarray:
     """Truncated normal; biases are around 0 and the gains of LayerNorm around 1.
 
-    Kernels keep the size of what they multiply, unlike BERT's own start: else all texts would get
-    nearly the same answer, and a comparison of answers would find no mistake.
+    Kernels keep the size of what they multiply, unlike BERT's own start, and those of queries and
+    keys are larger, so that attention chooses: else all texts would get nearly the same answer, and
+    a comparison of answers would find no mistake.
     """
     values = np.clip(rng.standard_normal(shape, np.float32), -2.0, 2.0)
     if len(shape) == 1:
         return values * np.float32(0.1) + np.float32(name.endswith("gamma"))
-    is_table = name.endswith("embeddings")
-    deviation = (
-        TABLE_DEVIATION if is_table else shape[-1 if name.endswith("weights") else 0] ** -0.5
-    )
-    return values * np.float32(deviation)
+    if name.endswith("embeddings"):
+        return values * np.float32(TABLE_DEVIATION)
+    inputs = shape[-1 if name.endswith("weights") else 0]
+    scale = CHOOSING if name.endswith(("query/kernel", "key/kernel")) else 1.0
+    return values * np.float32(scale * inputs**-0.5)
 
 
 # --------------------------------------------------------------------------------- made-up language
