@@ -21,6 +21,7 @@ import platform
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 
 # Its modules also run by themselves, in environments that know nothing of this package.
 sys.path.insert(0, str(pathlib.Path(__file__).parent / "benchmark_peers"))
@@ -144,9 +145,8 @@ def measure_all(
     chosen: list[workloads.Workload],
     variants: dict[str, list[list[workloads.Variant]]],
     text: str,
-) -> list[report.Measured]:
+) -> Iterator[report.Measured]:
     """All workloads in order; what fails as a whole is told and left out."""
-    measured = []
     slow: dict[tuple[str, str, str], str] = {}
     for number, workload in enumerate(chosen):
         logging.info("%s (%d of %d)", workload.name, number + 1, len(chosen))
@@ -165,10 +165,22 @@ def measure_all(
         if workload.shape:
             with np.load(data) as rows:
                 work = workloads.work(workload, dict(rows))
-        one = report.Measured(workload.name, workload.kind, workload.unit, work, results)
-        measured.append(one)
-        print(report.table(one, report.ceilings(measured)) + "\n", flush=True)
-    return measured
+        yield report.Measured(workload.name, workload.kind, workload.unit, work, results)
+
+
+def write(
+    output: pathlib.Path,
+    measured: list[report.Measured],
+    facts: dict[str, object],
+    missing: dict[str, str],
+) -> None:
+    """All files of the output folder."""
+    (output / "results.md").write_text(report.markdown(measured, facts, missing), "utf-8")
+    report.write_json(output / "results.json", measured, facts, missing)
+    try:
+        report.draw(output / "results.png", measured)
+    except ModuleNotFoundError as error:
+        logging.warning("No picture: %s is not installed (pip install matplotlib).", error.name)
 
 
 def main(unused_argv: list[str]) -> None:
@@ -183,19 +195,17 @@ def main(unused_argv: list[str]) -> None:
     output = pathlib.Path(OUTPUT.value).absolute()
     output.mkdir(parents=True, exist_ok=True)
     scratch = pathlib.Path(tempfile.mkdtemp(prefix="benchmark-", dir=output))
+    measured: list[report.Measured] = []
     try:
         settings = Settings(programs, ROUNDS.value, LIMIT.value, output / "logs", scratch)
         variants, versions = variants_of(settings, chosen)
-        measured = measure_all(settings, chosen, variants, text)
+        facts = about(load, threads) | versions
+        for one in measure_all(settings, chosen, variants, text):
+            measured.append(one)
+            print(report.table(one, report.ceilings(measured)) + "\n", flush=True)
+            write(output, measured, facts, missing)  # a whole run takes hours
     finally:
         shutil.rmtree(scratch)
-    facts = about(load, threads) | versions
-    (output / "results.md").write_text(report.markdown(measured, facts, missing), "utf-8")
-    report.write_json(output / "results.json", measured, facts, missing)
-    try:
-        report.draw(output / "results.png", measured)
-    except ModuleNotFoundError as error:
-        logging.warning("No picture: %s is not installed (pip install matplotlib).", error.name)
     for line in report.verdicts(measured, load):
         print(line)
     print(output / "results.md")

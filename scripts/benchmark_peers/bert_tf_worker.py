@@ -60,7 +60,6 @@ LINES = 1024  # of text that the tokenizer is given at a time
 FORMAT = {"float32": "saved_model", "bfloat16": "saved_model_cpu", "int8": "saved_model_int8"}
 TRAINED = [Variant("float32"), Variant("bfloat16")]
 VARIANTS = {
-    "matmul_float32": [Variant("float32"), Variant("float32", compiled=True)],
     "matmul_bfloat16": [Variant("bfloat16")],
     "forward": [Variant("float32"), Variant("bfloat16"), Variant("int8")],
     "fine_tuning": TRAINED,
