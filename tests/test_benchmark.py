@@ -204,6 +204,48 @@ def test_differences_are_shares_of_what_tells_rows_apart() -> None:
     assert driver.difference(np.array([7, 8]), np.array([7, 8, 8, 9])) == pytest.approx(0.5)
 
 
+# ------------------------------------------------------------------------------- who takes part
+
+
+def candidate(peer: str, wall: float, precision: str = "float32") -> driver.Candidate:
+    workload = Workload("forward", "tiny", 4, 32, rows=4)
+    settings = driver.Settings({}, 1, 1.0, pathlib.Path(), pathlib.Path())
+    made = driver.Candidate(settings, peer, Job(workload, Variant(precision), 1))
+    made.result.qualifying = {"wall": wall, "cpu": wall} if wall else {}
+    return made
+
+
+def test_the_best_of_each_library_and_one_near_to_it_take_part() -> None:
+    all_of_them = [
+        candidate("bert_tf", 1.0),
+        candidate("torch", 5.0),
+        candidate("torch", 6.0),
+        candidate("torch", 5.5),
+        candidate("torch", 7.0),
+        candidate("official", 0.0),  # it failed
+    ]
+    chosen = [(c.peer, c.result.qualifying["wall"]) for c in driver.finalists(all_of_them)]
+    assert sorted(chosen) == [("bert_tf", 1.0), ("torch", 5.0), ("torch", 5.5)]
+
+
+def test_the_best_take_part_however_little_memory_there_is() -> None:
+    all_of_them = [candidate("torch", 5.0), candidate("torch", 5.1), candidate("official", 9.0)]
+    for each in all_of_them:
+        each.result.peak_memory = 1 << 60
+    assert driver.finalists(all_of_them) == [all_of_them[0], all_of_them[2]]
+
+
+def test_what_is_far_behind_is_not_tried_at_other_sizes() -> None:
+    stopped = candidate("torch", 0.0, "medium")
+    stopped.result.note = "stopped: run took more than 30 s"
+    broken = candidate("torch", 0.0, "bfloat16")
+    broken.result.note = "stopped: prepare took more than 600 s"
+    found = driver.hopeless(
+        [candidate("torch", 1.0), candidate("torch", 4.1, "autocast"), stopped, broken]
+    )
+    assert sorted(found) == [("forward", "torch", "autocast"), ("forward", "torch", "medium")]
+
+
 # --------------------------------------------------------------------------------------- processes
 
 

@@ -215,5 +215,5 @@ def draw(path: pathlib.Path, measured: list[Measured]) -> None:
     axes.set_yticklabels([one.workload for one, _ in chosen])
     axes.invert_yaxis()
     axes.set_xlabel("speed as a multiple of bert_tf's; lines from slowest to fastest round")
-    axes.legend()
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.savefig(path, dpi=120)
