@@ -276,6 +276,20 @@ def test_a_worker_that_fails_says_why(tmp_path: pathlib.Path, code: str, reason:
         worker.close()
 
 
+def test_what_pip_could_not_install_is_told() -> None:
+    code = "import sys; sys.exit('noise\\nERROR: no version of it here\\nmore noise')"
+    with pytest.raises(environments.NotInstalled, match="ERROR: no version of it here"):
+        environments.run([sys.executable, "-c", code])
+
+
+def test_another_list_of_requirements_is_another_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folders = {environments.folder(peer) for peer in environments.PEERS}
+    monkeypatch.setitem(environments.PEERS, "torch", ("torch.txt", "onnxruntime.txt", "torch.txt"))
+    assert environments.folder("torch") not in folders
+
+
 def settings_of(folder: pathlib.Path, *peers: str) -> driver.Settings:
     programs = {"bert_tf": processes.Program("bert_tf", sys.executable, 2)}
     for peer in peers:
