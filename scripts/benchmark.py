@@ -19,6 +19,7 @@ import os
 import pathlib
 import platform
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -185,6 +186,7 @@ def write(
 
 def main(unused_argv: list[str]) -> None:
     """Measures, prints and writes."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(command_line.EXIT_PREEMPTED))  # tidies up
     load = os.getloadavg()[0]
     report.check_load(load, ALLOW_LOAD.value)
     chosen, text = chosen_workloads(), given_text()
