@@ -25,7 +25,7 @@ from absl import flags, logging
 from bert_tf import run_folder, runner
 from bert_tf.config import RunConfig
 from bert_tf.weights import read_tensors
-from tests.tiny_run import CHECKPOINT, tiny_run
+from tests.tiny_run import tiny_run
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Settings that change nothing outside of one run: tests share their process.
@@ -395,11 +395,3 @@ def test_the_whole_chain_as_processes(tmp_path: pathlib.Path) -> None:
     ok(finish("export", workdir))
     answer = ok(finish("answer", f"--saved_model={tmp_path / 'run/export'}", "a happy cat", "old"))
     assert len(answer.stdout.splitlines()) == 2
-
-
-def test_the_tokenizer_is_measured(tmp_path: pathlib.Path) -> None:
-    (tmp_path / "book.txt").write_text("A good film.\r\n\r\nA bad\nfilm.\n\nCaf\u00e9.\n")
-    flags = (f"--vocab_file={CHECKPOINT}/vocab.txt", "--rounds=1")
-    measured = start("benchmark", *flags, f"--text={tmp_path}/*.txt")
-    lines = measured.communicate(timeout=120)[0].splitlines()
-    assert [line.split(",")[-1] for line in lines] == [" 3 rows", " 2 rows", " 2 rows"]
