@@ -13,7 +13,7 @@ import tf_keras as keras
 from bert_tf import distribution
 from bert_tf.config import RuntimeConfig
 from bert_tf.distribution import Accelerator, best_dtype, connect, cpu_strategy, find_kind
-from bert_tf.encoder import PaddedLayout, UnpaddedLayout
+from bert_tf.encoder import GridLayout, UnpaddedLayout
 
 CLUSTER = {"worker": ["one:1", "two:2"]}
 GPU = tf.config.PhysicalDevice("/physical_device:GPU:0", "GPU")
@@ -215,8 +215,8 @@ def test_one_replica_is_no_strategy_of_its_own() -> None:
     ("kind", "static_shapes", "compile_gradients", "layout"),
     [
         ("cpu", False, False, UnpaddedLayout),
-        ("gpu", False, True, PaddedLayout),
-        ("tpu", True, False, PaddedLayout),
+        ("gpu", False, True, GridLayout),
+        ("tpu", True, False, GridLayout),
     ],
 )
 def test_what_each_device_likes(
