@@ -200,6 +200,8 @@ def test_differences_are_shares_of_what_tells_rows_apart() -> None:
     assert driver.difference(exact, exact) == 0.0
     assert driver.difference(exact + 1.0, exact) == pytest.approx(1.0 / np.sqrt(2.5))
     assert driver.difference(np.array([1.1]), np.array([1.0])) == pytest.approx(0.1)
+    assert driver.difference(np.array(1.1), np.array(1.0)) == pytest.approx(0.1)
+    assert driver.difference(np.array([[3.3, 4.4]]), np.array([[3.0, 4.0]])) == pytest.approx(0.1)
     assert driver.difference(np.array([7, 8, 9]), np.array([9, 8, 7])) == 0.0
     assert driver.difference(np.array([7, 8]), np.array([7, 8, 8, 9])) == pytest.approx(0.5)
 

@@ -285,13 +285,13 @@ def difference(output: np.ndarray, exact: np.ndarray) -> float:
     """Of ids, the share that the other does not have; of numbers, how wrong they are.
 
     The root mean square of what is wrong is told as a share of how much rows differ from one
-    another, or of the number where there is but one.
+    another, or of the numbers where there is but one row.
     """
     if np.issubdtype(exact.dtype, np.integer):
         size = int(max(output.max(), exact.max())) + 1
         counts = [np.bincount(ids, minlength=size) for ids in (output, exact)]
         return float(np.abs(counts[0] - counts[1]).sum() / len(exact))
-    spread = exact - exact.mean(axis=0) if exact.size > 1 else exact
+    spread = exact - exact.mean(axis=0) if exact.ndim and len(exact) > 1 else exact
     return float(np.sqrt(np.mean(np.square(output - exact)) / np.mean(np.square(spread))))
 
 
