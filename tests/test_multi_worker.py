@@ -228,9 +228,7 @@ def test_sigterm_to_one_saves_and_stops_all(
     assert stop(tmp_path, run, "run", victim, signal.SIGTERM) == [143, 143]
     for index in (0, 1):
         assert "SIGTERM: saved at step" in (tmp_path / f"worker-{index}.log").read_text()
-    train_on(2, tmp_path, run, "run")
-    train_on(2, tmp_path, run, "whole")
-    same_bits(tmp_path / "run", tmp_path / "whole")
+    goes_on_as_if_never_stopped(tmp_path, run)
 
 
 @pytest.mark.slow
@@ -243,6 +241,10 @@ def test_a_killed_worker_ends_all_and_the_job_goes_on(
     assert codes[victim] == -signal.SIGKILL
     assert codes[1 - victim] == 75
     assert "another worker stopped" in (tmp_path / f"worker-{1 - victim}.log").read_text()
+    goes_on_as_if_never_stopped(tmp_path, run)
+
+
+def goes_on_as_if_never_stopped(tmp_path: pathlib.Path, run: RunConfig) -> None:
     train_on(2, tmp_path, run, "run")
     train_on(2, tmp_path, run, "whole")
     same_bits(tmp_path / "run", tmp_path / "whole")

@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
+import tensorflow_work
 from protocol import Job, Prepared, global_norm, serve
-from tensorflow_work import copy_memory, matmul, set_threads
 from workloads import (
+    CHECKED_ROWS,
     CLIP_NORM,
     CLS,
     EPSILON,
@@ -53,10 +54,8 @@ from bert_tf.tasks.pretraining import PretrainingTask
 from bert_tf.tokenization import Tokenizer
 from bert_tf.weights import assign
 
-CHECKED_ROWS = 8  # of a training batch, whose losses and gradients are compared
 RUNS = 400  # that a training job may be asked for at most
 PACKED_SEQUENCES = 4  # that may share a row
-LINES = 1024  # of text that the tokenizer is given at a time
 FORMAT = {"float32": "saved_model", "bfloat16": "saved_model_cpu", "int8": "saved_model_int8"}
 TRAINED = [Variant("float32"), Variant("bfloat16")]
 VARIANTS = {
@@ -324,11 +323,10 @@ def prepare_optimizer(job: Job) -> Prepared:
 def prepare_tokenizer(job: Job) -> Prepared:
     """Ids of all paragraphs, in batches."""
     tokenizer = Tokenizer(os.path.join(job.checkpoint, "vocab.txt"))
-    token_ids = tf.function(lambda text: tokenizer(text).flat_values)  # type: ignore[union-attr]
-    lines = pathlib.Path(job.data).read_text("utf-8").splitlines()
-    parts = [tf.constant(lines[i : i + LINES]) for i in range(0, len(lines), LINES)]
-    first = token_ids(parts[0]).numpy()[:1000]
-    return Prepared(lambda: float(sum(token_ids(part).shape[0] for part in parts)), {"ids": first})
+    return tensorflow_work.tokenizer(
+        job,
+        lambda text: tokenizer(text).flat_values,  # type: ignore[union-attr]
+    )
 
 
 def prepare_pretraining_data(job: Job) -> Prepared:
@@ -350,9 +348,9 @@ def prepare_pretraining_data(job: Job) -> Prepared:
 
 
 PREPARE = {
-    "matmul_float32": matmul,
-    "matmul_bfloat16": matmul,
-    "memory_copy": copy_memory,
+    "matmul_float32": tensorflow_work.matmul,
+    "matmul_bfloat16": tensorflow_work.matmul,
+    "memory_copy": tensorflow_work.copy_memory,
     "forward": prepare_forward,
     "fine_tuning": prepare_training,
     "pretraining": prepare_training,
@@ -369,12 +367,12 @@ def variants(workload: Workload) -> list[Variant]:
 
 
 if __name__ == "__main__":
-    set_threads()
+    tensorflow_work.set_threads()
     if sys.argv[1:2] == ["--export"]:
         export(Job.from_json(json.loads(sys.argv[2])))
         sys.exit()
     serve(
         PREPARE,
         variants,
-        lambda: {"tensorflow": tf.__version__},
+        {"tensorflow": tf.__version__},
     )

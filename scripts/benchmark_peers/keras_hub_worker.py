@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pathlib
 
 os.environ["KERAS_BACKEND"] = "tensorflow"
 
@@ -17,7 +16,6 @@ from tensorflow_work import Batch, KerasModel
 from workloads import CLIP_NORM, EPSILON, LEARNING_RATE, WEIGHT_DECAY
 
 NAMES = {"token_ids": "token_ids", "segment_ids": "segment_ids", "mask": "padding_mask"}
-LINES = 1024  # of text that the tokenizer is given at a time
 
 
 def inputs_of(batch: Batch) -> Batch:
@@ -96,26 +94,15 @@ def tokenizer(job: Job) -> Prepared:
     tokenize = keras_hub.models.BertTokenizer(
         os.path.join(job.checkpoint, "vocab.txt"), lowercase=True
     )
-    token_ids = tf.function(lambda text: tokenize(text).flat_values)
-    lines = pathlib.Path(job.data).read_text("utf-8").splitlines()
-    parts = [tf.constant(lines[i : i + LINES]) for i in range(0, len(lines), LINES)]
-    first = token_ids(parts[0]).numpy()[:1000]
-    return Prepared(lambda: float(sum(token_ids(part).shape[0] for part in parts)), {"ids": first})
+    return work.tokenizer(job, lambda text: tokenize(text).flat_values)
 
 
-PREPARE = {
-    "forward": lambda job: work.forward(job, load(job)),
-    "fine_tuning": lambda job: work.training(job, load(job)),
-    "pretraining": lambda job: work.training(job, load(job)),
-    "start_up": lambda job: work.training(job, load(job)),
-    "optimizer": lambda job: work.optimizer(job, load(job)),
-    "tokenizer": tokenizer,
-}
+PREPARE = work.prepare_table(load) | {"tokenizer": tokenizer}
 
 if __name__ == "__main__":
     work.set_threads()
     serve(
         PREPARE,
         work.variants,
-        lambda: {"keras-hub": keras_hub.__version__, "keras": keras.__version__},
+        {"keras-hub": keras_hub.__version__, "keras": keras.__version__},
     )

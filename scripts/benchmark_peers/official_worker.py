@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pathlib
 import shutil
 import subprocess
 import sys
@@ -21,7 +20,6 @@ from tensorflow_work import Batch, KerasModel
 from workloads import CLIP_NORM, EPSILON, LEARNING_RATE, SHAPES, WEIGHT_DECAY, Variant, Workload
 
 NAMES = {"token_ids": "input_word_ids", "segment_ids": "input_type_ids", "mask": "input_mask"}
-LINES = 1024  # of text that the tokenizer is given at a time
 PADDED = Variant(order="padded")  # every row to the full length, as the original release does
 
 
@@ -161,11 +159,7 @@ def tokenizer(job: Job) -> Prepared:
     """Ids of all paragraphs, in batches, by the faster of its two layers."""
     vocabulary = os.path.join(job.checkpoint, "vocab.txt")
     tokenize = layers.FastWordpieceBertTokenizer(vocab_file=vocabulary, lower_case=True)
-    token_ids = tf.function(lambda text: tokenize(text).merge_dims(1, -1).flat_values)
-    lines = pathlib.Path(job.data).read_text("utf-8").splitlines()
-    parts = [tf.constant(lines[i : i + LINES]) for i in range(0, len(lines), LINES)]
-    first = token_ids(parts[0]).numpy()[:1000]
-    return Prepared(lambda: float(sum(token_ids(part).shape[0] for part in parts)), {"ids": first})
+    return work.tokenizer(job, lambda text: tokenize(text).merge_dims(1, -1).flat_values)
 
 
 def pretraining_data(job: Job) -> Prepared:
@@ -189,12 +183,7 @@ def pretraining_data(job: Job) -> Prepared:
     return Prepared(run, {})
 
 
-PREPARE = {
-    "forward": lambda job: work.forward(job, load(job)),
-    "fine_tuning": lambda job: work.training(job, load(job)),
-    "pretraining": lambda job: work.training(job, load(job)),
-    "start_up": lambda job: work.training(job, load(job)),
-    "optimizer": lambda job: work.optimizer(job, load(job)),
+PREPARE = work.prepare_table(load) | {
     "tokenizer": tokenizer,
     "pretraining_data": pretraining_data,
 }
@@ -204,5 +193,5 @@ if __name__ == "__main__":
     serve(
         PREPARE,
         variants,
-        lambda: {"tf-models-official": "2.20.0", "tensorflow": tf.__version__},
+        {"tf-models-official": "2.20.0", "tensorflow": tf.__version__},
     )

@@ -101,5 +101,5 @@ if __name__ == "__main__":
     serve(
         {"forward": prepare_forward},
         variants,
-        lambda: {"onnxruntime": onnxruntime.__version__},
+        {"onnxruntime": onnxruntime.__version__},
     )

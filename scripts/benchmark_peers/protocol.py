@@ -62,7 +62,7 @@ class Prepared(NamedTuple):
 def serve(
     prepare: Mapping[str, Callable[[Job], Prepared]],
     variants: Callable[[Workload], list[Variant]],
-    versions: Callable[[], dict[str, str]],
+    versions: dict[str, str],
 ) -> None:
     """Answers the driver until it closes the pipe.
 
@@ -82,7 +82,7 @@ def serve(
                 workload = Workload(**request["workload"])
                 found = variants(workload) if workload.kind in prepare else []
                 reply = {"variants": [dataclasses.asdict(variant) for variant in found]}
-                reply["versions"] = versions()
+                reply["versions"] = versions
             elif request["do"] == "prepare":
                 job = Job.from_json(request["job"])
                 prepared = prepare[job.workload.kind](job)

@@ -1,20 +1,27 @@
-"""What workers on TensorFlow share: threads, the ceilings, and the loops around Keras models."""
+"""What workers on TensorFlow share: threads, ceilings, tokenizers, loops around Keras models."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import pathlib
 from collections.abc import Callable
 
 import numpy as np
 import safetensors.numpy
 import tensorflow as tf
 from protocol import Job, Prepared, global_norm
-from workloads import Variant, Workload, cut_batch, make_batches
+from workloads import (
+    CHECKED_ROWS,
+    COPIED_BYTES,
+    LINES,
+    MATRIX_SIDE,
+    Variant,
+    Workload,
+    cut_batch,
+    make_batches,
+)
 
-SIDE = 4096  # of the matrices
-COPIED = 1 << 28  # bytes
-CHECKED_ROWS = 8  # of a training batch, whose losses and gradients are compared
 MODELS = [Variant(p, compiled) for p in ("float32", "bfloat16") for compiled in (False, True)]
 UNSORTED = Variant(order="as_they_come")
 
@@ -30,26 +37,35 @@ def set_threads() -> None:
 def matmul(job: Job) -> Prepared:
     """A product of large matrices: what no model can exceed."""
     dtype = tf.bfloat16 if job.workload.kind.endswith("bfloat16") else tf.float32
-    matrix = tf.cast(tf.random.normal([SIDE, SIDE]), dtype)
+    matrix = tf.cast(tf.random.normal([MATRIX_SIDE, MATRIX_SIDE]), dtype)
     multiply = tf.function(lambda: tf.matmul(matrix, matrix))
 
     def run() -> float:
         multiply()[0, 0].numpy()
-        return 2.0 * SIDE**3
+        return 2.0 * MATRIX_SIDE**3
 
     return Prepared(run, {})
 
 
 def copy_memory(job: Job) -> Prepared:
     """A copy of a large array; every byte is read and written."""
-    source = np.ones(COPIED // 8)
+    source = np.ones(COPIED_BYTES // 8)
     target = np.zeros_like(source)
 
     def run() -> float:
         np.copyto(target, source)
-        return 2.0 * COPIED
+        return 2.0 * COPIED_BYTES
 
     return Prepared(run, {})
+
+
+def tokenizer(job: Job, ids_of: Callable[[tf.Tensor], tf.Tensor]) -> Prepared:
+    """Ids of all paragraphs, in batches; `ids_of` lines [N] are those of all of them, flat."""
+    token_ids = tf.function(ids_of)
+    lines = pathlib.Path(job.data).read_text("utf-8").splitlines()
+    parts = [tf.constant(lines[i : i + LINES]) for i in range(0, len(lines), LINES)]
+    first = token_ids(parts[0]).numpy()[:1000]
+    return Prepared(lambda: float(sum(token_ids(part).shape[0] for part in parts)), {"ids": first})
 
 
 # ------------------------------------------------------------------------ models of Keras libraries
@@ -170,3 +186,14 @@ def optimizer(job: Job, model: KerasModel) -> Prepared:
         return tf.constant(0.0)
 
     return Prepared(lambda: step().numpy(), {})
+
+
+def prepare_table(load: Callable[[Job], KerasModel]) -> dict[str, Callable[[Job], Prepared]]:
+    """What a library with Keras models prepares, by kind of workload."""
+    return {
+        "forward": lambda job: forward(job, load(job)),
+        "fine_tuning": lambda job: training(job, load(job)),
+        "pretraining": lambda job: training(job, load(job)),
+        "start_up": lambda job: training(job, load(job)),
+        "optimizer": lambda job: optimizer(job, load(job)),
+    }

@@ -22,9 +22,13 @@ from protocol import Job, Prepared, global_norm, serve
 from torch.nn.functional import cross_entropy
 from transformers import BertForPreTraining, BertForSequenceClassification, PreTrainedModel
 from workloads import (
+    CHECKED_ROWS,
     CLIP_NORM,
+    COPIED_BYTES,
     EPSILON,
     LEARNING_RATE,
+    LINES,
+    MATRIX_SIDE,
     WEIGHT_DECAY,
     Variant,
     Workload,
@@ -32,9 +36,6 @@ from workloads import (
     make_batches,
 )
 
-CHECKED_ROWS = 8  # of a training batch, whose losses and gradients are compared
-SIDE = 4096  # of the matrices of the ceiling
-COPIED = 1 << 28  # bytes
 PRECISIONS = ("float32", "medium", "autocast", "bfloat16")  # the last: weights are bfloat16
 MODELS = [Variant(p, compiled) for p in PRECISIONS for compiled in (False, True)]
 UNSORTED = [Variant(order="as_they_come"), Variant("autocast", order="as_they_come")]
@@ -232,7 +233,7 @@ def prepare_tokenizer(job: Job) -> Prepared:
     def run() -> float:
         return float(sum(len(each) for each in encode(lines, add_special_tokens=False)))
 
-    few = encode(lines[:1024], add_special_tokens=False)
+    few = encode(lines[:LINES], add_special_tokens=False)
     ids = np.array([i for each in few for i in each.ids][:1000])
     return Prepared(run, {"ids": ids})
 
@@ -240,23 +241,23 @@ def prepare_tokenizer(job: Job) -> Prepared:
 def matmul(job: Job) -> Prepared:
     """A product of large matrices: what no model can exceed."""
     dtype = torch.bfloat16 if job.workload.kind.endswith("bfloat16") else torch.float32
-    matrix = torch.randn(SIDE, SIDE).to(dtype)
+    matrix = torch.randn(MATRIX_SIDE, MATRIX_SIDE).to(dtype)
 
     def run() -> float:
         torch.matmul(matrix, matrix)
-        return 2.0 * SIDE**3
+        return 2.0 * MATRIX_SIDE**3
 
     return Prepared(run, {})
 
 
 def copy_memory(job: Job) -> Prepared:
     """A copy of a large array; every byte is read and written."""
-    source = torch.ones(COPIED // 4)
+    source = torch.ones(COPIED_BYTES // 4)
     target = torch.zeros_like(source)
 
     def run() -> float:
         target.copy_(source)
-        return 2.0 * COPIED
+        return 2.0 * COPIED_BYTES
 
     return Prepared(run, {})
 
@@ -279,5 +280,5 @@ if __name__ == "__main__":
     serve(
         PREPARE,
         variants,
-        lambda: {"torch": torch.__version__, "transformers": transformers.__version__},
+        {"torch": torch.__version__, "transformers": transformers.__version__},
     )

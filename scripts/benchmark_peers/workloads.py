@@ -15,6 +15,10 @@ CLS, SEP, MASK = 2, 3, 4  # ids in the made-up vocabulary
 SPECIAL_PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PREDICTED_SHARE = 0.15  # of the tokens of a row, as in the paper
 LEARNING_RATE, WEIGHT_DECAY, CLIP_NORM, EPSILON = 1e-5, 0.01, 1.0, 1e-6
+CHECKED_ROWS = 8  # of a training batch, whose losses and gradients are compared
+MATRIX_SIDE = 4096  # of the products of the ceiling
+COPIED_BYTES = 1 << 28
+LINES = 1024  # of text that a tokenizer is given at a time
 
 
 @dataclasses.dataclass(frozen=True)
