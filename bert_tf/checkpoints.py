@@ -17,7 +17,8 @@ from absl import logging
 
 from bert_tf import hugging_face
 from bert_tf.config import BertConfig, ModelConfig, read_json
-from bert_tf.encoder import BertEncoder, Layout, PaddedLayout, variables_by_name
+from bert_tf.encoder import BertEncoder, variables_by_name
+from bert_tf.layouts import Layout, PaddedLayout
 from bert_tf.tokenization import Tokenizer
 from bert_tf.weights import assign, check_shapes, find_prefix, read_weights
 

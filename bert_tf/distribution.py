@@ -22,7 +22,7 @@ from absl import logging
 
 from bert_tf import rendezvous, tpu
 from bert_tf.config import RuntimeConfig
-from bert_tf.encoder import GridLayout, Layout, UnpaddedLayout
+from bert_tf.layouts import GridLayout, Layout, UnpaddedLayout
 
 KINDS = ("auto", "cpu", "gpu", "tpu", "multi_worker")
 POLICIES = {

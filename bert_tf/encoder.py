@@ -1,7 +1,7 @@
 """The BERT encoder (Devlin et al. 2018, section 3): embeddings, L transformer blocks, pooler.
 
 Every layer carries the name that the original release gave it, so that its weights are found in any
-checkpoint by name. The blocks work on rows [R, H]; see `Layout`.
+checkpoint by name. The blocks work on rows [R, H]; see `layouts`.
 Legend: B batch, S sequence, R rows, Q rows that are asked for (R, or B where [CLS] alone is),
 H hidden, N heads, D head size, F feed-forward, L layers.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -19,6 +19,7 @@ import tf_keras as keras
 from bert_tf import kernels
 from bert_tf.config import BertConfig
 from bert_tf.embedding import Embedder, EmbeddingConfig
+from bert_tf.layouts import Layout, PaddedLayout
 
 
 class EncoderOutput(NamedTuple):
@@ -28,133 +29,6 @@ class EncoderOutput(NamedTuple):
     pooled: tf.Tensor  # [B, H] tanh of a linear map of the [CLS] position
     layers: tuple[tf.Tensor, ...]  # L x [B, S, H] output of every layer, the lowest first
     embeddings: tf.Tensor  # [B, S, H] input of the first layer
-
-
-# ------------------------------------------------------------------------------- rows and grid
-# The encoder works on rows [R, H]; only attention needs the grid [B, N, S, D]. A layout is made
-# from the mask of a batch and maps between the two, with every position (`PaddedLayout`, whose maps
-# are reshapes; `GridLayout`, its form for XLA), with real tokens only, so that no matrix product is
-# spent on padding (`UnpaddedLayout`, on CPU), or with several sequences in a row (`PackedLayout`).
-
-
-class Layout(Protocol):
-    """What the encoder asks of a layout."""
-
-    attention_bias: tf.Tensor  # float32 [B, 1, 1 or S, S]
-
-    def __init__(self, mask: tf.Tensor) -> None:
-        """`mask` is int32 [B, S], 0 = padding, 1 = real token; more is for `PackedLayout`."""
-
-    def to_rows(self, grid: tf.Tensor) -> tf.Tensor:
-        """[B, S, ...] to [R, ...]."""
-
-    def to_grid(self, rows: tf.Tensor) -> tf.Tensor:
-        """[R, ...] to [B, S, ...]."""
-
-    def position_rows(self, table: tf.Tensor) -> tf.Tensor:
-        """The row of `table` [positions, H] that belongs to each row: [R, H]."""
-
-
-class PaddedLayout:
-    """R = B x S: every position is a row."""
-
-    def __init__(self, mask: tf.Tensor) -> None:
-        self.batch, self.length = grid_shape(mask)
-        self.attention_bias = kernels.attention_bias(mask)  # [B, 1, 1, S]
-
-    def to_rows(self, grid: tf.Tensor) -> tf.Tensor:
-        return tf.reshape(grid, [self.batch * self.length, *grid.shape[2:]])
-
-    def to_grid(self, rows: tf.Tensor) -> tf.Tensor:
-        return tf.reshape(rows, [self.batch, self.length, *rows.shape[1:]])
-
-    def position_rows(self, table: tf.Tensor) -> tf.Tensor:
-        return tf.tile(table[: self.length], [self.batch, 1])
-
-
-class GridLayout(PaddedLayout):
-    """As `PaddedLayout`, for XLA: rows stay in the grid, [B, S, ...] instead of [R, ...].
-
-    Its compiler lays out each axis as it likes; B and S in one, or N and D, would be copied often.
-    """
-
-    def to_rows(self, grid: tf.Tensor) -> tf.Tensor:
-        return grid
-
-    def to_grid(self, rows: tf.Tensor) -> tf.Tensor:
-        return rows
-
-    def position_rows(self, table: tf.Tensor) -> tf.Tensor:
-        return table[: self.length]  # [S, H]
-
-
-class PackedLayout(GridLayout):
-    """As `GridLayout`, but the mask numbers the sequences that share a row: 1, 2, and so on.
-
-    A token sees its own sequence alone, and positions begin again with each sequence (Krell et al.
-    2021, "Efficient sequence packing without cross-contamination").
-    """
-
-    def __init__(self, mask: tf.Tensor) -> None:
-        super().__init__(mask)
-        related = tf.cast(mask[:, :, tf.newaxis] == mask[:, tf.newaxis, :], tf.int32)  # [B, S, S]
-        self.attention_bias = kernels.attention_bias(related)[:, 0]  # [B, 1, S, S]
-        up_to_here = tf.linalg.band_part(related, -1, 0)  # [B, S, S]
-        self.positions = tf.reduce_sum(up_to_here, axis=2) - 1  # [B, S]
-
-    def position_rows(self, table: tf.Tensor) -> tf.Tensor:
-        return tf.gather(table, self.positions)  # [B, S, H]
-
-
-class UnpaddedLayout:
-    """R = number of real tokens; positions outside the mask are 0 in every grid."""
-
-    def __init__(self, mask: tf.Tensor) -> None:
-        self.shape = tf.shape(mask)
-        self.places = tf.where(mask > 0)  # int64 [R, 2]: example, position
-        self.attention_bias = kernels.attention_bias(mask)  # [B, 1, 1, S]
-
-    def to_rows(self, grid: tf.Tensor) -> tf.Tensor:
-        return tf.gather_nd(grid, self.places)
-
-    def to_grid(self, rows: tf.Tensor) -> tf.Tensor:
-        shape = tf.concat([self.shape, tf.shape(rows)[1:]], axis=0)
-        grid = tf.scatter_nd(self.places, rows, tf.cast(shape, tf.int64))
-        return tf.ensure_shape(grid, [None, None, *rows.shape[1:]])
-
-    def position_rows(self, table: tf.Tensor) -> tf.Tensor:
-        return tf.gather(table, self.places[:, 1])
-
-
-def grid_shape(mask: tf.Tensor) -> tuple[int | tf.Tensor, int | tf.Tensor]:
-    """Batch size and length of a mask [B, S]: static numbers where they are known."""
-    dynamic = tf.shape(mask)
-    return tuple(dynamic[axis] if size is None else size for axis, size in enumerate(mask.shape))
-
-
-def split_heads(layout: Layout, rows: tf.Tensor, projection: Linear, num_heads: int) -> tf.Tensor:
-    """A projection of rows [R, H], head by head: [B, N, S, D]."""
-    if isinstance(layout, GridLayout):
-        kernel = tf.reshape(projection.kernel, [rows.shape[-1], num_heads, -1])  # [H, N, D]
-        bias = tf.reshape(projection.bias, [num_heads, -1])
-        heads = tf.einsum("bsh,hnd->bsnd", rows, kernel) + bias
-    else:
-        rows = projection(rows)  # [R, N * D]
-        heads = layout.to_grid(tf.reshape(rows, [-1, num_heads, rows.shape[-1] // num_heads]))
-    return tf.transpose(heads, [0, 2, 1, 3])
-
-
-def merge_heads(layout: Layout, heads: tf.Tensor, projection: Linear) -> tf.Tensor:
-    """A projection of all heads [B, N, S, D] side by side, in rows: [R, H]."""
-    heads = tf.transpose(heads, [0, 2, 1, 3])  # [B, S, N, D]
-    if isinstance(layout, GridLayout):
-        kernel = tf.reshape(projection.kernel, [*heads.shape[2:], -1])  # [N, D, H]
-        return tf.einsum("bsnd,ndh->bsh", heads, kernel) + projection.bias
-    rows = layout.to_rows(heads)  # [R, N, D]
-    return projection(tf.reshape(rows, [-1, rows.shape[1] * rows.shape[2]]))
-
-
-# ----------------------------------------------------------------------------------- the encoder
 
 
 class NamedLayer(keras.layers.Layer):
@@ -266,14 +140,11 @@ class SelfAttention(keras.layers.Layer):
     ) -> tf.Tensor:
         """What the rows `asking` [Q, H] gather from the rows `x` [R, H]: [B, N, S or 1, D]."""
         num_heads = self.config.num_attention_heads
-        return kernels.attention(
-            split_heads(asking_layout, asking, self.query, num_heads),  # [B, N, S or 1, D]
-            split_heads(layout, x, self.key, num_heads),  # [B, N, S, D]
-            split_heads(layout, x, self.value, num_heads),
-            layout.attention_bias,
-            self.config.attention_probs_dropout_prob,
-            seed,
-        )
+        query = asking_layout.split_heads(asking, self.query, num_heads)  # [B, N, S or 1, D]
+        key = layout.split_heads(x, self.key, num_heads)  # [B, N, S, D]
+        value = layout.split_heads(x, self.value, num_heads)
+        rate = self.config.attention_probs_dropout_prob
+        return kernels.attention(query, key, value, layout.attention_bias, rate, seed)
 
 
 class TransformerBlock(keras.layers.Layer):
@@ -296,12 +167,12 @@ class TransformerBlock(keras.layers.Layer):
         """Rows [R, H] to rows [R, H], or to those of the first positions alone: [B, H]."""
         asking, asking_layout = x, layout
         if cls_only:
-            grid = layout.to_grid(x)  # [B, S, H]
-            asking, asking_layout = grid[:, 0], PaddedLayout(tf.ones_like(grid[:, :1, 0], tf.int32))
+            asking = layout.first_rows(x)  # [B, H]
+            asking_layout = PaddedLayout(tf.ones_like(asking[:, :1], tf.int32))
         first, second, third = (None,) * 3 if seeds is None else tf.unstack(seeds, num=3)
         rate = self.config.hidden_dropout_prob
         heads = self.attention(asking, asking_layout, x, layout, first)  # [B, N, S or 1, D]
-        attended = merge_heads(asking_layout, heads, self.attention_output)  # [Q, H]
+        attended = asking_layout.merge_heads(heads, self.attention_output)  # [Q, H]
         attended = kernels.dropout(attended, rate, second)
         asking = self.attention_norm(asking + attended)  # [Q, H]
         activation = kernels.activation(self.config.hidden_act, training=seeds is not None)

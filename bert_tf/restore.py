@@ -12,7 +12,8 @@ from absl import logging
 from bert_tf import run_folder
 from bert_tf.checkpoints import Pretrained, read_pretrained
 from bert_tf.config import BertConfig, RunConfig
-from bert_tf.encoder import Layout, PaddedLayout, variables_by_name
+from bert_tf.encoder import variables_by_name
+from bert_tf.layouts import Layout, PaddedLayout
 from bert_tf.tasks import TASKS
 from bert_tf.tasks.contract import Task
 from bert_tf.tasks.multi_task import MultiTask, under

@@ -13,7 +13,7 @@ from absl import logging
 
 from bert_tf import distillation, distribution, run_folder, tpu, training
 from bert_tf.config import RunConfig
-from bert_tf.encoder import Layout
+from bert_tf.layouts import Layout
 from bert_tf.restore import OpenedRun, narrow, new_task, open_checkpoint, open_run
 from bert_tf.tasks import TASKS
 from bert_tf.tasks.contract import Task

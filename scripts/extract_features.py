@@ -30,7 +30,7 @@ from bert_tf import command_line, embedding, run_folder
 from bert_tf.data.text import read_lines
 from bert_tf.distribution import POLICIES
 from bert_tf.embedding import POOLINGS, Embedder, EmbeddingConfig
-from bert_tf.encoder import UnpaddedLayout
+from bert_tf.layouts import UnpaddedLayout
 
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "TF1 checkpoint, Hugging Face folder or run folder.", required=True

@@ -34,6 +34,7 @@ LAYERS = {
     "heads": 1,
     "hugging_face": 1,
     "kernels": 1,
+    "layouts": 1,
     "metrics": 1,
     "optimization": 1,
     "rendezvous": 1,

@@ -12,7 +12,8 @@ import bert_tf
 from bert_tf import run_folder
 from bert_tf.checkpoints import load, read_pretrained
 from bert_tf.config import BertConfig, ModelConfig, RunConfig, write_json
-from bert_tf.encoder import Layout, PaddedLayout, UnpaddedLayout, variables_by_name
+from bert_tf.encoder import variables_by_name
+from bert_tf.layouts import Layout, PaddedLayout, UnpaddedLayout
 from bert_tf.run_folder import Progress
 from bert_tf.tokenization import Tokenizer
 from bert_tf.weights import read_tensors

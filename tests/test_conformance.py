@@ -26,15 +26,9 @@ from bert_tf.checkpoints import Checkpoint
 from bert_tf.config import BertConfig, DataConfig, PartConfig, RunConfig, TaskConfig
 from bert_tf.data import mixture
 from bert_tf.distribution import cpu_strategy
-from bert_tf.encoder import (
-    BertEncoder,
-    Layout,
-    PackedLayout,
-    PaddedLayout,
-    UnpaddedLayout,
-    variables_by_name,
-)
+from bert_tf.encoder import BertEncoder, variables_by_name
 from bert_tf.export import saved_model
+from bert_tf.layouts import Layout, PackedLayout, PaddedLayout, UnpaddedLayout
 from bert_tf.restore import OpenedRun
 from bert_tf.tasks import (
     TASKS,

@@ -23,14 +23,8 @@ from tiny_encoder import (
 )
 
 from bert_tf.config import ACTIVATIONS, BertConfig
-from bert_tf.encoder import (
-    BertEncoder,
-    EncoderOutput,
-    Layout,
-    PaddedLayout,
-    UnpaddedLayout,
-    variables_by_name,
-)
+from bert_tf.encoder import BertEncoder, EncoderOutput, variables_by_name
+from bert_tf.layouts import Layout, PaddedLayout, UnpaddedLayout
 
 LAYOUTS = pytest.mark.parametrize("layout", [PaddedLayout, UnpaddedLayout])
 
@@ -228,3 +222,22 @@ def test_two_replicas_equal_one() -> None:
     outputs = strategy.run(tf.function(lambda: encode(encoder).sequence))
     for output in strategy.experimental_local_results(outputs):
         assert_close(output, expected.sequence, 2e-6)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_approximate"])
+def test_the_activation_joins_the_product_before_it(activation: str) -> None:
+    """What the graph optimizer makes of a block in inference, where it has oneDNN."""
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        encoder = BertEncoder(make_config(activation=activation), UnpaddedLayout)
+        token_ids = tf.compat.v1.placeholder(tf.int32, [None, None])
+        sequence = encoder(token_ids).sequence
+        session.run(tf.compat.v1.global_variables_initializer())
+        options = tf.compat.v1.RunOptions(output_partition_graphs=True)
+        metadata = tf.compat.v1.RunMetadata()
+        session.run(sequence, {token_ids: TOKEN_IDS}, options, metadata)
+    nodes = [node for graph in metadata.partition_graphs for node in graph.node]
+    if not any(node.op.startswith("_Mkl") for node in nodes):
+        pytest.skip("this TensorFlow computes without oneDNN")
+    joined = [list(node.attr["fused_ops"].list.s) for node in nodes if "fused_ops" in node.attr]
+    name = b"GeluExact" if activation == "gelu" else b"GeluApproximate"
+    assert sum(name in operations for operations in joined) == make_config().num_hidden_layers

@@ -24,7 +24,8 @@ from tiny_encoder import (
 )
 
 from bert_tf import kernels
-from bert_tf.encoder import BertEncoder, Layout, PaddedLayout, UnpaddedLayout
+from bert_tf.encoder import BertEncoder
+from bert_tf.layouts import Layout, PaddedLayout, UnpaddedLayout
 
 LAYOUTS = pytest.mark.parametrize("layout", [PaddedLayout, UnpaddedLayout])
 POLICIES = ["mixed_bfloat16", "mixed_float16"]

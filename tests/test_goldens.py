@@ -14,15 +14,9 @@ import tensorflow as tf
 
 from bert_tf import kernels
 from bert_tf.config import BertConfig, OptimizerConfig
-from bert_tf.encoder import (
-    BertEncoder,
-    EncoderOutput,
-    Layout,
-    PaddedLayout,
-    UnpaddedLayout,
-    variables_by_name,
-)
+from bert_tf.encoder import BertEncoder, EncoderOutput, variables_by_name
 from bert_tf.heads import MaskedLMHead, NextSentenceHead, masked_lm_loss
+from bert_tf.layouts import Layout, PaddedLayout, UnpaddedLayout
 from bert_tf.optimization import Optimizer
 
 GOLDENS = pathlib.Path(__file__).parent / "goldens" / "pretraining"

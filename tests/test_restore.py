@@ -11,7 +11,8 @@ from absl import logging
 
 from bert_tf import run_folder
 from bert_tf.config import BertConfig, DataConfig, RunConfig, write_json
-from bert_tf.encoder import UnpaddedLayout, variables_by_name
+from bert_tf.encoder import variables_by_name
+from bert_tf.layouts import UnpaddedLayout
 from bert_tf.restore import open_run
 from bert_tf.run_folder import Progress
 from bert_tf.tasks.classification import ClassificationTask, Labels

@@ -7,7 +7,8 @@ import numpy_bert
 import tensorflow as tf
 
 from bert_tf.config import BertConfig
-from bert_tf.encoder import BertEncoder, EncoderOutput, Layout, PaddedLayout, variables_by_name
+from bert_tf.encoder import BertEncoder, EncoderOutput, variables_by_name
+from bert_tf.layouts import Layout, PaddedLayout
 
 LENGTHS = (12, 7, 1)
 MASK = (np.arange(12) < np.array(LENGTHS)[:, None]).astype(np.int32)  # [3, 12]

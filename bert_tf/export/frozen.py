@@ -5,7 +5,6 @@ which makes one oneDNN operation of each line of `FrozenBlock`:
 
 - weights are constants: oneDNN lays them out for its own use, once;
 - query, key and value are one product;
-- heads are gathered straight from the rows of real tokens, and back, without a transposition;
 - LayerNorm has the one form whose epsilon the optimizer keeps (see `layer_norm`).
 
 `bfloat16` is for CPUs that compute in it (AMX, AVX512-BF16); others emulate it, slowly. With `int8`
@@ -27,8 +26,9 @@ import tensorflow as tf
 from tensorflow.python.framework import op_def_library
 
 from bert_tf import kernels
-from bert_tf.encoder import BertEncoder, LayerNorm, Linear, TransformerBlock, UnpaddedLayout
+from bert_tf.encoder import BertEncoder, LayerNorm, Linear, TransformerBlock
 from bert_tf.export import saved_model
+from bert_tf.layouts import UnpaddedLayout, heads_of_rows, rows_of_heads
 from bert_tf.restore import OpenedRun
 
 DTYPES = ("bfloat16", "int8")
@@ -43,30 +43,16 @@ INT8_ACTIVATIONS = {
 }
 
 
-class IndexedLayout(UnpaddedLayout):
-    """Rows of real tokens, and where each of them stands in the grid and the other way round.
-
-    A text without any token is read as if its first position were one: there must be rows.
-    """
-
-    def __init__(self, mask: tf.Tensor) -> None:
-        is_first = tf.cast(tf.range(tf.shape(mask)[1]) == 0, mask.dtype)  # [S]
-        is_empty = tf.reduce_all(mask == 0, axis=1, keepdims=True)  # [B, 1]
-        mask = tf.where(is_empty, is_first, mask)  # [B, S]
-        super().__init__(mask)
-        flat = tf.reshape(mask, [-1])  # [B * S]
-        self.place_of_row = tf.where(flat > 0)[:, 0]  # int64 [R], into B * S
-        # Padding gets the row before it; attention masks it.
-        self.row_of_place = tf.reshape(tf.maximum(tf.cumsum(flat) - 1, 0), self.shape)  # [B, S]
-        self.has_first = mask[:, :1] > 0  # [B, 1]
+class Float32Layout(UnpaddedLayout):
+    """Rows of any dtype, grids of float32, as all that reads the encoder wants them."""
 
     def to_grid(self, rows: tf.Tensor) -> tf.Tensor:
-        return super().to_grid(tf.cast(rows, tf.float32))  # as all that reads the encoder wants it
+        return super().to_grid(tf.cast(rows, tf.float32))
 
 
 def export_frozen(opened: OpenedRun, folder: str, dtype: str) -> str:
     """As `saved_model.export_saved_model`, with the encoder's blocks in `dtype`, of `DTYPES`."""
-    model = saved_model.float32_model(opened, IndexedLayout)
+    model = saved_model.float32_model(opened, Float32Layout)
     freeze(model, dtype)
     return saved_model.write(opened, model, folder)
 
@@ -75,7 +61,7 @@ def freeze(model: tf.Module, dtype: str) -> None:
     """Replaces the blocks of all encoders in a model by frozen ones, shared where they were shared.
 
     Args:
-        model: built with `IndexedLayout`, with its weights. Those of its blocks are no variables
+        model: built with `Float32Layout`, with its weights. Those of its blocks are no variables
             of it any more.
         dtype: one of `DTYPES`, of the blocks; all else stays as it is.
     """
@@ -112,36 +98,37 @@ class FrozenBlock:
         self.compute_first = tf.function(self.first_rows, autograph=False, reduce_retracing=True)
 
     def __call__(
-        self, x: tf.Tensor, layout: IndexedLayout, seeds: None, cls_only: bool = False
+        self, x: tf.Tensor, layout: Float32Layout, seeds: None, cls_only: bool = False
     ) -> tf.Tensor:
         """As `TransformerBlock.call`, without dropout."""
         del seeds
         x = tf.cast(x, tf.bfloat16 if self.dtype == "bfloat16" else tf.float32)
         bias = tf.cast(layout.attention_bias, x.dtype)
         if cls_only:
-            first = self.compute_first(x, layout.has_first, layout.row_of_place, bias)
+            asking = layout.first_rows(x)  # [B, H]
+            first = self.compute_first(asking, x, layout.row_of_place, bias)
             return tf.cast(first, tf.float32)
-        return self.compute_all(x, layout.place_of_row, layout.row_of_place, bias)
+        return self.compute_all(x, layout.places, layout.row_of_place, bias)
 
     def rows(
-        self, x: tf.Tensor, place_of_row: tf.Tensor, row_of_place: tf.Tensor, bias: tf.Tensor
+        self, x: tf.Tensor, places: tf.Tensor, row_of_place: tf.Tensor, bias: tf.Tensor
     ) -> tf.Tensor:
         """Rows [R, H] to rows [R, H]."""
         projected = self.product(x, self.query_key_value)  # [R, 3 H]
-        query, key, value = self.heads(projected, row_of_place, 3)
+        num_heads = self.config.num_attention_heads
+        query, key, value = heads_of_rows(projected, row_of_place, num_heads, count=3)
         attended = attention(query, key, value, bias)  # [B, N, S, D]
-        return self.behind_attention(x, rows_of_heads(attended, place_of_row))
+        return self.behind_attention(x, rows_of_heads(attended, places))
 
     def first_rows(
-        self, x: tf.Tensor, has_first: tf.Tensor, row_of_place: tf.Tensor, bias: tf.Tensor
+        self, asking: tf.Tensor, x: tf.Tensor, row_of_place: tf.Tensor, bias: tf.Tensor
     ) -> tf.Tensor:
-        """Rows [R, H] to those of the first positions [B, H]; `has_first`: they are real [B, 1]."""
-        asking = tf.gather(x, row_of_place[:, 0])  # [B, H]
-        asking = tf.where(has_first, asking, tf.zeros((), x.dtype))
+        """Rows [R, H] to those of the first positions [B, H], which ask."""
         num_heads = self.config.num_attention_heads
         query = self.product(asking, self.query)  # [B, H]
         query = tf.reshape(query, [-1, num_heads, 1, self.config.head_size])  # [B, N, 1, D]
-        key, value = self.heads(self.product(x, self.key_value), row_of_place, 2)
+        key_value = self.product(x, self.key_value)  # [R, 2 H]
+        key, value = heads_of_rows(key_value, row_of_place, num_heads, count=2)
         attended = attention(query, key, value, bias)  # [B, N, 1, D]
         return self.behind_attention(asking, tf.reshape(attended, [-1, self.config.hidden_size]))
 
@@ -161,14 +148,6 @@ class FrozenBlock:
         kernel, bias = (tf.constant(values, x.dtype) for values in weights[:2])
         outputs = kernels.linear(x, kernel, bias)
         return kernels.ACTIVATIONS[activation](outputs) if activation else outputs
-
-    def heads(self, rows: tf.Tensor, row_of_place: tf.Tensor, count: int) -> list[tf.Tensor]:
-        """Rows [R, count * H] to `count` times [B, N, S, D]."""
-        num_heads, size = self.config.num_attention_heads, self.config.head_size
-        pieces = tf.reshape(rows, [-1, size])  # [R * count * N, D]
-        first = count * num_heads * row_of_place[:, tf.newaxis, :]  # [B, 1, S]
-        head = np.arange(count * num_heads, dtype=np.int32).reshape(count, 1, num_heads, 1)
-        return tf.unstack(tf.gather(pieces, first + head), num=count)  # of [count, B, N, S, D]
 
 
 class Norm(NamedTuple):
@@ -203,17 +182,6 @@ def attention(query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, bias: tf.Tenso
     scale = tf.constant(query.shape[-1] ** -0.5, query.dtype)
     scores = tf.matmul(query * scale, key, transpose_b=True) + bias  # [B, N, S, T]
     return tf.matmul(tf.nn.softmax(scores), value)  # [B, N, S, D]
-
-
-def rows_of_heads(heads: tf.Tensor, place_of_row: tf.Tensor) -> tf.Tensor:
-    """[B, N, S, D] to rows [R, N * D]."""
-    _, num_heads, _, size = heads.shape
-    length = tf.shape(heads, tf.int64)[2]
-    example, position = place_of_row // length, place_of_row % length  # [R]
-    head = tf.range(num_heads, dtype=tf.int64)  # [N]
-    places = (example[:, tf.newaxis] * num_heads + head) * length + position[:, tf.newaxis]
-    pieces = tf.gather(tf.reshape(heads, [-1, size]), places)  # [R, N, D]
-    return tf.reshape(pieces, [-1, num_heads * size])
 
 
 def layer_norm(x: tf.Tensor, norm: Norm) -> tf.Tensor:

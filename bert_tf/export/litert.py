@@ -28,10 +28,10 @@ import tensorflow as tf
 
 from bert_tf.config import write_json
 from bert_tf.conversion import new_folder
-from bert_tf.encoder import PaddedLayout
 from bert_tf.export.card import longest, model_card
 from bert_tf.export.saved_model import float32_model
 from bert_tf.export.tokenizer_files import write_tokenizer
+from bert_tf.layouts import PaddedLayout
 from bert_tf.restore import OpenedRun
 from bert_tf.tasks import answers_of
 from bert_tf.tasks.contract import IdsAnswer, Signature

@@ -25,9 +25,10 @@ import tf_keras as keras
 
 from bert_tf.config import write_json
 from bert_tf.conversion import new_folder
-from bert_tf.encoder import Layout, UnpaddedLayout, variables_by_name
+from bert_tf.encoder import variables_by_name
 from bert_tf.export import warmup
 from bert_tf.export.card import model_card
+from bert_tf.layouts import Layout, UnpaddedLayout
 from bert_tf.restore import OpenedRun
 from bert_tf.tasks import answers_of
 from bert_tf.tokenization import Tokenizer

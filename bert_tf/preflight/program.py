@@ -177,9 +177,16 @@ def replay(
     graph: FuncGraph, known: dict[str, Value], state: State, outputs: Sequence[tf.Tensor]
 ) -> list:
     """Repeats a graph in the one that is being traced; `known` has its inputs by name."""
-    for op in graph.get_operations():
-        if op.type in ("Placeholder", "NoOp"):
-            continue
+    done: set[str] = set()
+
+    def repeat(op: tf.Operation) -> None:
+        if op.name in done or op.type in ("Placeholder", "NoOp"):
+            return
+        done.add(op.name)
+        for tensor in op.inputs:
+            # The gradient of a loop gives the loop more inputs, made by operations behind it.
+            if tensor.name not in known:
+                repeat(tensor.op)
         inputs = [known[tensor.name] for tensor in op.inputs]
         if any(isinstance(value, Handle) for value in inputs):
             results = on_variable(graph, op, inputs, state)
@@ -187,6 +194,9 @@ def replay(
             results = repeated(graph, op, inputs)
         for tensor, result in zip(op.outputs, results, strict=True):
             known[tensor.name] = result
+
+    for op in graph.get_operations():
+        repeat(op)
     return [known[tensor.name] for tensor in outputs]
 
 

@@ -21,7 +21,8 @@ from bert_tf import metrics as metric_functions
 from bert_tf.config import BertConfig, RunConfig, read_json, write_json
 from bert_tf.data import batches, glue, text
 from bert_tf.data.text import LIST_MARK, TextExamples, did_you_mean, shorten
-from bert_tf.encoder import BertEncoder, Layout, OutputLayer, PaddedLayout
+from bert_tf.encoder import BertEncoder, OutputLayer
+from bert_tf.layouts import Layout, PaddedLayout
 from bert_tf.tasks.contract import Features
 from bert_tf.tokenization import Tokenizer
 

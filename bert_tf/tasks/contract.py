@@ -16,7 +16,8 @@ import tensorflow as tf
 from bert_tf.config import BertConfig, RunConfig
 from bert_tf.data.batches import Examples
 from bert_tf.distribution import Accelerator
-from bert_tf.encoder import BertEncoder, Layout, PaddedLayout
+from bert_tf.encoder import BertEncoder
+from bert_tf.layouts import Layout, PaddedLayout
 from bert_tf.tokenization import Tokenizer
 
 Features = Mapping[str, tf.Tensor]  # a batch, or a micro-batch of it: each [B, ...]

@@ -23,7 +23,8 @@ from bert_tf.config import BertConfig, RunConfig, TaskConfig
 from bert_tf.data import batches, glue, text
 from bert_tf.data.text import TextExamples
 from bert_tf.data.text_groups import TextGroups, tokenize_groups
-from bert_tf.encoder import BertEncoder, Layout, PaddedLayout
+from bert_tf.encoder import BertEncoder
+from bert_tf.layouts import Layout, PaddedLayout
 from bert_tf.tasks import ranking
 from bert_tf.tasks.classification import Labels
 from bert_tf.tasks.contract import Features

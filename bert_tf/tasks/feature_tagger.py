@@ -17,7 +17,8 @@ import tf_keras as keras
 
 from bert_tf import kernels
 from bert_tf.config import BertConfig, TaskConfig
-from bert_tf.encoder import BertEncoder, Layout, NamedLayer, OutputLayer, PaddedLayout
+from bert_tf.encoder import BertEncoder, NamedLayer, OutputLayer
+from bert_tf.layouts import Layout, PaddedLayout
 
 LSTM_LAYERS = 2  # paper, section 5.3
 

@@ -41,7 +41,8 @@ import tf_keras as keras
 from bert_tf.config import BertConfig, RunConfig
 from bert_tf.data import batches
 from bert_tf.data.mixture import SeveralExamples, check_sampling, task_of
-from bert_tf.encoder import BertEncoder, EncoderOutput, Layout, Linear, PaddedLayout
+from bert_tf.encoder import BertEncoder, EncoderOutput, Linear
+from bert_tf.layouts import Layout, PaddedLayout
 from bert_tf.tasks.classification import ClassificationTask
 from bert_tf.tasks.contract import Features, Part
 from bert_tf.tasks.question_answering import QuestionAnsweringTask

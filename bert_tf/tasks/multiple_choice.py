@@ -25,7 +25,8 @@ from bert_tf.data.multiple_choice import (
     read_choices,
     tokenize_choices,
 )
-from bert_tf.encoder import BertEncoder, Layout, PaddedLayout
+from bert_tf.encoder import BertEncoder
+from bert_tf.layouts import Layout, PaddedLayout
 from bert_tf.tasks.classification import Classifier
 from bert_tf.tasks.contract import Features
 from bert_tf.tokenization import Tokenizer

@@ -20,8 +20,9 @@ from bert_tf.data.files import find_files
 from bert_tf.data.instances import InstanceConfig, piece_table
 from bert_tf.data.pretraining import Records, read_examples, read_shape
 from bert_tf.data.token_shards import Recipe, TokenShards
-from bert_tf.encoder import BertEncoder, Layout, PackedLayout, PaddedLayout
+from bert_tf.encoder import BertEncoder
 from bert_tf.heads import MaskedLMHead, NextSentenceHead
+from bert_tf.layouts import Layout, PackedLayout, PaddedLayout
 from bert_tf.tasks.contract import Features, TrainingData
 from bert_tf.tokenization import Tokenizer
 

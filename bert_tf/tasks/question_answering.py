@@ -17,7 +17,8 @@ from bert_tf.config import BertConfig, RunConfig
 from bert_tf.data import batches, question_windows
 from bert_tf.data.question_windows import WindowExamples
 from bert_tf.data.squad import Questions, read_questions
-from bert_tf.encoder import BertEncoder, Layout, OutputLayer, PaddedLayout
+from bert_tf.encoder import BertEncoder, OutputLayer
+from bert_tf.layouts import Layout, PaddedLayout
 from bert_tf.tasks.answer_spans import best_spans, find_answers
 from bert_tf.tasks.contract import Features
 from bert_tf.tokenization import Tokenizer

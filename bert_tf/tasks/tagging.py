@@ -24,7 +24,8 @@ from bert_tf.data import batches, tagging, windows
 from bert_tf.data.conll import read_tagged
 from bert_tf.data.tagging import NOTHING, Decided, TaggedExamples, TaggedText
 from bert_tf.data.text import did_you_mean, shorten
-from bert_tf.encoder import BertEncoder, Layout, OutputLayer, PaddedLayout
+from bert_tf.encoder import BertEncoder, OutputLayer
+from bert_tf.layouts import Layout, PaddedLayout
 from bert_tf.spans import OUTSIDE, is_span_tag, span_scores, split_tag
 from bert_tf.tasks import viterbi
 from bert_tf.tasks.contract import Features

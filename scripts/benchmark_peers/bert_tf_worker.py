@@ -44,8 +44,9 @@ from bert_tf.data import batches, packing
 from bert_tf.data.creation import CreationConfig, create_pretraining_data
 from bert_tf.data.instances import InstanceConfig
 from bert_tf.distribution import Accelerator, connect
-from bert_tf.encoder import PaddedLayout, variables_by_name
+from bert_tf.encoder import variables_by_name
 from bert_tf.export import FORMATS
+from bert_tf.layouts import PaddedLayout
 from bert_tf.optimization import Optimizer, moving
 from bert_tf.restore import OpenedRun
 from bert_tf.tasks.classification import ClassificationTask, Labels

@@ -37,8 +37,8 @@ from bert_tf.config import (
     TrainConfig,
 )
 from bert_tf.distribution import Accelerator
-from bert_tf.encoder import Layout, PaddedLayout
 from bert_tf.heads import MaskedLMHead, NextSentenceHead
+from bert_tf.layouts import Layout, PaddedLayout
 from bert_tf.preflight import compiler, program, stand_in
 from bert_tf.tasks.pretraining import PretrainingTask
 

@@ -23,7 +23,8 @@ from bert_tf.data.token_shards import (
     read_shard,
     write_shard,
 )
-from bert_tf.encoder import BertEncoder, PackedLayout, PaddedLayout
+from bert_tf.encoder import BertEncoder
+from bert_tf.layouts import PackedLayout, PaddedLayout
 from bert_tf.tokenization import Tokenizer
 from tests.data.test_creation import write_inputs
 

@@ -11,8 +11,9 @@ import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-from bert_tf.encoder import BertEncoder, UnpaddedLayout, variables_by_name
+from bert_tf.encoder import BertEncoder, variables_by_name
 from bert_tf.export import frozen, saved_model
+from bert_tf.layouts import UnpaddedLayout
 from bert_tf.restore import OpenedRun
 from bert_tf.tasks import answers_of, serving
 from tests.test_conformance import CASES, CONFIG, FEATURES, Case, set_weights
@@ -31,7 +32,7 @@ def opened_run(case: Case) -> OpenedRun:
 
 
 def frozen_model(opened: OpenedRun, dtype: str) -> tf.Module:
-    model = saved_model.float32_model(opened, frozen.IndexedLayout)
+    model = saved_model.float32_model(opened, frozen.Float32Layout)
     frozen.freeze(model, dtype)
     return model
 

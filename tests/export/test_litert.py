@@ -15,8 +15,8 @@ import tensorflow as tf
 import test_conformance as conformance
 
 from bert_tf.config import BertConfig, DataConfig, RunConfig, TaskConfig
-from bert_tf.encoder import PaddedLayout, UnpaddedLayout
 from bert_tf.export import litert, saved_model
+from bert_tf.layouts import PaddedLayout, UnpaddedLayout
 from bert_tf.restore import OpenedRun
 from bert_tf.tasks.classification import ClassificationTask, Labels
 from bert_tf.tasks.contract import Task

@@ -77,7 +77,7 @@ def test_operations_are_traced_to_their_lines() -> None:
         y = kernels.gelu(tf.zeros([2], tf.float64))
     name = y.op.name
     text = described(name, graph)
-    assert text.startswith(f"{name} ({y.op.type}, bert_tf/kernels/reference.py:")
+    assert text.startswith(f"{name} ({y.op.type}, bert_tf/kernels.py:")
     assert described("not/there", graph) == "not/there"
 
 

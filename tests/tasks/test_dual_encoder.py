@@ -19,8 +19,8 @@ from bert_tf import restore, run_folder, weights
 from bert_tf.config import RunConfig
 from bert_tf.data import batches
 from bert_tf.distribution import cpu_strategy
-from bert_tf.encoder import UnpaddedLayout
 from bert_tf.export import saved_model
+from bert_tf.layouts import UnpaddedLayout
 from bert_tf.tasks import answers_of, ranking
 from bert_tf.tasks.dual_encoder import DualEncoderTask
 from bert_tf.training import Evaluator, Loop

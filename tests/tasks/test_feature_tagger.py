@@ -14,7 +14,7 @@ import tensorflow as tf
 import bert_tf
 from bert_tf import restore, run_folder, weights
 from bert_tf.config import BertConfig, OptimizerConfig, RunConfig
-from bert_tf.encoder import PaddedLayout, UnpaddedLayout
+from bert_tf.layouts import PaddedLayout, UnpaddedLayout
 from bert_tf.optimization import moving
 from bert_tf.tasks.tagging import TaggingTask
 from bert_tf.tokenization import Tokenizer

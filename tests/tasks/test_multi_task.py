@@ -20,8 +20,9 @@ from bert_tf.checkpoints import read_pretrained
 from bert_tf.config import BertConfig, DataConfig, RunConfig
 from bert_tf.data.mixture import MARK, SeveralExamples, draw_tasks, step_shares, task_of
 from bert_tf.distribution import Accelerator, cpu_strategy
-from bert_tf.encoder import PaddedLayout, variables_by_name
+from bert_tf.encoder import variables_by_name
 from bert_tf.export import saved_model
+from bert_tf.layouts import PaddedLayout
 from bert_tf.run_folder import start
 from bert_tf.tasks import answers_of
 from bert_tf.tasks.multi_task import MultiTask, check_settings

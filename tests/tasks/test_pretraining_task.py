@@ -18,8 +18,9 @@ from bert_tf.checkpoints import read_checkpoint, read_pretrained
 from bert_tf.config import BertConfig, RunConfig
 from bert_tf.data.batches import Examples
 from bert_tf.data.token_shards import write_shard
-from bert_tf.encoder import UnpaddedLayout, variables_by_name
+from bert_tf.encoder import variables_by_name
 from bert_tf.heads import masked_lm_loss
+from bert_tf.layouts import UnpaddedLayout
 from bert_tf.tasks import answers_of
 from bert_tf.tasks.contract import Feed
 from bert_tf.tasks.pretraining import PretrainingTask

@@ -17,8 +17,8 @@ from bert_tf import prediction, restore
 from bert_tf.config import DataConfig, RunConfig
 from bert_tf.data.conll import read_tagged
 from bert_tf.data.tagging import continuations, read_pieces
-from bert_tf.encoder import PaddedLayout
 from bert_tf.export import saved_model
+from bert_tf.layouts import PaddedLayout
 from bert_tf.spans import to_iob2
 from bert_tf.tasks import answers_of
 from bert_tf.tasks.tagging import TaggingTask, Tags

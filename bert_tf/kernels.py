@@ -32,7 +32,10 @@ def gelu(x: tf.Tensor) -> tf.Tensor:
 
 def gelu_approximate(x: tf.Tensor) -> tf.Tensor:
     """The tanh form of GELU, as in the original release at its last commit."""
-    return tf.nn.gelu(x, approximate=True)
+    # The graph optimizer sorts factors by name, and joins the GELU with the product before it only
+    # where that comes first. All names inside of a layer begin with "bert/" or "BiasAdd".
+    with tf.name_scope("gelu"):
+        return tf.nn.gelu(x, approximate=True)
 
 
 @tf.custom_gradient

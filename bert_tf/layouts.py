@@ -1,0 +1,212 @@
+"""Rows and grid: the encoder works on rows [R, H]; only attention needs the grid [B, N, S, D].
+
+A layout is made from the mask of a batch and maps between the two: with every position
+(`PaddedLayout`, whose maps are reshapes; `GridLayout`, its form for XLA), with several sequences in
+a row (`PackedLayout`), or with real tokens only, so that nothing is spent on padding
+(`UnpaddedLayout`, on CPU).
+Legend: B batch, S sequence, R rows, H hidden, N heads, D head size; H = N x D.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import tensorflow as tf
+
+from bert_tf import kernels
+
+
+class Projection(Protocol):
+    """A layer that computes `x @ kernel + bias`, such as `encoder.Linear`."""
+
+    kernel: tf.Variable  # [in, out]
+    bias: tf.Variable  # [out]
+
+    def __call__(self, x: tf.Tensor) -> tf.Tensor:
+        """Rows [R, in] to [R, out]."""
+
+
+class Layout(Protocol):
+    """What the encoder asks of a layout."""
+
+    attention_bias: tf.Tensor  # float32 [B, 1, 1 or S, S]
+
+    def __init__(self, mask: tf.Tensor) -> None:
+        """`mask` is int32 [B, S], 0 = padding, 1 = real token; more is for `PackedLayout`."""
+
+    def to_rows(self, grid: tf.Tensor) -> tf.Tensor:
+        """[B, S, ...] to [R, ...]."""
+
+    def to_grid(self, rows: tf.Tensor) -> tf.Tensor:
+        """[R, ...] to [B, S, ...]."""
+
+    def first_rows(self, rows: tf.Tensor) -> tf.Tensor:
+        """Those of the first position of each sequence: [R, H] to [B, H]."""
+
+    def position_rows(self, table: tf.Tensor) -> tf.Tensor:
+        """The row of `table` [positions, H] that belongs to each row: [R, H]."""
+
+    def split_heads(self, rows: tf.Tensor, projection: Projection, num_heads: int) -> tf.Tensor:
+        """A projection of rows [R, H], head by head: [B, N, S, D], padding being anything."""
+
+    def merge_heads(self, heads: tf.Tensor, projection: Projection) -> tf.Tensor:
+        """A projection of all heads [B, N, S, D] side by side, in rows: [R, H]."""
+
+
+class PaddedLayout:
+    """R = B x S: every position is a row."""
+
+    def __init__(self, mask: tf.Tensor) -> None:
+        self.batch, self.length = grid_shape(mask)
+        self.attention_bias = kernels.attention_bias(mask)  # [B, 1, 1, S]
+
+    def to_rows(self, grid: tf.Tensor) -> tf.Tensor:
+        return tf.reshape(grid, [self.batch * self.length, *grid.shape[2:]])
+
+    def to_grid(self, rows: tf.Tensor) -> tf.Tensor:
+        return tf.reshape(rows, [self.batch, self.length, *rows.shape[1:]])
+
+    def first_rows(self, rows: tf.Tensor) -> tf.Tensor:
+        return self.to_grid(rows)[:, 0]
+
+    def position_rows(self, table: tf.Tensor) -> tf.Tensor:
+        return tf.tile(table[: self.length], [self.batch, 1])
+
+    def split_heads(self, rows: tf.Tensor, projection: Projection, num_heads: int) -> tf.Tensor:
+        rows = projection(rows)  # [R, N * D]
+        heads = self.to_grid(tf.reshape(rows, [-1, num_heads, rows.shape[-1] // num_heads]))
+        return tf.transpose(heads, [0, 2, 1, 3])
+
+    def merge_heads(self, heads: tf.Tensor, projection: Projection) -> tf.Tensor:
+        rows = self.to_rows(tf.transpose(heads, [0, 2, 1, 3]))  # [R, N, D]
+        return projection(tf.reshape(rows, [-1, rows.shape[1] * rows.shape[2]]))
+
+
+class GridLayout(PaddedLayout):
+    """As `PaddedLayout`, for XLA: rows stay in the grid, [B, S, ...] instead of [R, ...].
+
+    Its compiler lays out each axis as it likes; B and S in one, or N and D, would be copied often.
+    """
+
+    def to_rows(self, grid: tf.Tensor) -> tf.Tensor:
+        return grid
+
+    def to_grid(self, rows: tf.Tensor) -> tf.Tensor:
+        return rows
+
+    def position_rows(self, table: tf.Tensor) -> tf.Tensor:
+        return table[: self.length]  # [S, H]
+
+    def split_heads(self, rows: tf.Tensor, projection: Projection, num_heads: int) -> tf.Tensor:
+        kernel = tf.reshape(projection.kernel, [rows.shape[-1], num_heads, -1])  # [H, N, D]
+        bias = tf.reshape(projection.bias, [num_heads, -1])
+        heads = tf.einsum("bsh,hnd->bsnd", rows, kernel) + bias
+        return tf.transpose(heads, [0, 2, 1, 3])
+
+    def merge_heads(self, heads: tf.Tensor, projection: Projection) -> tf.Tensor:
+        heads = tf.transpose(heads, [0, 2, 1, 3])  # [B, S, N, D]
+        kernel = tf.reshape(projection.kernel, [*heads.shape[2:], -1])  # [N, D, H]
+        return tf.einsum("bsnd,ndh->bsh", heads, kernel) + projection.bias
+
+
+class PackedLayout(GridLayout):
+    """As `GridLayout`, but the mask numbers the sequences that share a row: 1, 2, and so on.
+
+    A token sees its own sequence alone, and positions begin again with each sequence (Krell et al.
+    2021, "Efficient sequence packing without cross-contamination").
+    """
+
+    def __init__(self, mask: tf.Tensor) -> None:
+        super().__init__(mask)
+        related = tf.cast(mask[:, :, tf.newaxis] == mask[:, tf.newaxis, :], tf.int32)  # [B, S, S]
+        self.attention_bias = kernels.attention_bias(related)[:, 0]  # [B, 1, S, S]
+        up_to_here = tf.linalg.band_part(related, -1, 0)  # [B, S, S]
+        self.positions = tf.reduce_sum(up_to_here, axis=2) - 1  # [B, S]
+
+    def position_rows(self, table: tf.Tensor) -> tf.Tensor:
+        return tf.gather(table, self.positions)  # [B, S, H]
+
+
+class UnpaddedLayout:
+    """R = number of real tokens; positions outside the mask are 0 in every grid.
+
+    A text without any token is read as if its first position were one: there must be rows.
+    Heads are gathered straight from the rows, and back, without a transposition.
+    """
+
+    def __init__(self, mask: tf.Tensor) -> None:
+        is_first = tf.cast(tf.range(tf.shape(mask)[1]) == 0, mask.dtype)  # [S]
+        is_empty = ~tf.reduce_any(mask > 0, axis=1, keepdims=True)  # [B, 1]
+        mask = tf.where(is_empty, is_first, mask)  # [B, S]
+        self.is_token = mask > 0
+        self.attention_bias = kernels.attention_bias(mask)  # [B, 1, 1, S]
+        self.places = tf.where(self.is_token)  # int64 [R, 2]: example, position
+        numbers = tf.cumsum(tf.cast(tf.reshape(self.is_token, [-1]), tf.int32)) - 1  # [B * S]
+        # Padding gets the row before it; attention masks it.
+        self.row_of_place = tf.reshape(tf.maximum(numbers, 0), tf.shape(mask))  # [B, S]
+
+    def to_rows(self, grid: tf.Tensor) -> tf.Tensor:
+        return tf.gather_nd(grid, self.places)
+
+    def to_grid(self, rows: tf.Tensor) -> tf.Tensor:
+        shape = tf.concat([tf.shape(self.is_token), tf.shape(rows)[1:]], axis=0)
+        grid = tf.scatter_nd(self.places, rows, tf.cast(shape, tf.int64))
+        return tf.ensure_shape(grid, [None, None, *rows.shape[1:]])
+
+    def first_rows(self, rows: tf.Tensor) -> tf.Tensor:
+        first = tf.gather(rows, self.row_of_place[:, 0])
+        return tf.where(self.is_token[:, :1], first, tf.zeros((), rows.dtype))
+
+    def position_rows(self, table: tf.Tensor) -> tf.Tensor:
+        return tf.gather(table, self.places[:, 1])
+
+    def split_heads(self, rows: tf.Tensor, projection: Projection, num_heads: int) -> tf.Tensor:
+        @tf.custom_gradient
+        def split(rows: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+            def backward(gradient: tf.Tensor) -> tf.Tensor:
+                return rows_of_heads(gradient, self.places)  # padding has 0: nobody listens to it
+
+            return heads_of_rows(rows, self.row_of_place, num_heads)[0], backward
+
+        return split(projection(rows))
+
+    def merge_heads(self, heads: tf.Tensor, projection: Projection) -> tf.Tensor:
+        @tf.custom_gradient
+        def merge(heads: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+            def backward(gradient: tf.Tensor) -> tf.Tensor:
+                (gradient,) = heads_of_rows(gradient, self.row_of_place, heads.shape[1])
+                is_token = self.is_token[:, tf.newaxis, :, tf.newaxis]  # [B, 1, S, 1]
+                return tf.where(is_token, gradient, tf.zeros((), gradient.dtype))
+
+            return rows_of_heads(heads, self.places), backward
+
+        return projection(merge(heads))
+
+
+def heads_of_rows(
+    rows: tf.Tensor, row_of_place: tf.Tensor, num_heads: int, count: int = 1
+) -> list[tf.Tensor]:
+    """Rows [R, count * H] to `count` times [B, N, S, D]; `row_of_place`: [B, S], of any padding."""
+    pieces = tf.reshape(rows, [-1, rows.shape[-1] // (count * num_heads)])  # [R * count * N, D]
+    first = count * num_heads * row_of_place[:, tf.newaxis, :]  # [B, 1, S]
+    head = np.arange(count * num_heads, dtype=np.int32).reshape(count, 1, num_heads, 1)
+    return tf.unstack(tf.gather(pieces, first + head), num=count)  # of [count, B, N, S, D]
+
+
+def rows_of_heads(heads: tf.Tensor, places: tf.Tensor) -> tf.Tensor:
+    """[B, N, S, D] to rows [R, N * D]; `places`: int64 [R, 2], example and position of each."""
+    _, num_heads, _, size = heads.shape
+    length = tf.shape(heads, tf.int64)[2]
+    example, position = places[:, :1], places[:, 1:]  # [R, 1]
+    head = tf.range(num_heads, dtype=tf.int64)  # [N]
+    pieces = tf.reshape(heads, [-1, size])  # [B * N * S, D]
+    rows = tf.gather(pieces, (example * num_heads + head) * length + position)  # [R, N, D]
+    return tf.reshape(rows, [-1, num_heads * size])
+
+
+def grid_shape(mask: tf.Tensor) -> tuple[int | tf.Tensor, int | tf.Tensor]:
+    """Batch size and length of a mask [B, S]: static numbers where they are known."""
+    dynamic = tf.shape(mask)
+    return tuple(dynamic[axis] if size is None else size for axis, size in enumerate(mask.shape))
