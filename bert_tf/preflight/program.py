@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import tensorflow as tf
 from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 from tensorflow.python.framework import ops
+from tensorflow.python.ops import control_flow_ops
 
 from bert_tf import training
 from bert_tf.distribution import Accelerator
@@ -93,8 +94,13 @@ def as_program(step: Callable[[Features], Nested], specs: Specs, replicas: int) 
     """A step on one replica's batch as a program."""
 
     def in_replica(batch: Features) -> Nested:
-        with Replica(replicas):
-            return step(batch)
+        compiled = control_flow_ops.XLAControlFlowContext()  # as on a TPU: Keras asks for it
+        compiled.Enter()
+        try:
+            with Replica(replicas):
+                return step(batch)
+        finally:
+            compiled.Exit()
 
     concrete = tf.function(in_replica, autograph=False).get_concrete_function(dict(specs))
     pure, variables, updated = as_values(concrete)

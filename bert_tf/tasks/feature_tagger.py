@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import tensorflow as tf
 import tf_keras as keras
@@ -23,32 +22,63 @@ from bert_tf.layouts import Layout, PaddedLayout
 LSTM_LAYERS = 2  # paper, section 5.3
 
 
-class NamedLSTMCell(NamedLayer, keras.layers.LSTMCell):
-    """An LSTM cell whose weights are `NAME/kernel`, `NAME/recurrent_kernel` and `NAME/bias`."""
+class LSTM(NamedLayer):
+    """One direction (Hochreiter and Schmidhuber 1997, with forget gates); padding is skipped.
 
-    def add_weight(self, name: str, **kwargs: Any) -> tf.Variable:
-        return super().add_weight(f"{self.name}/{name}", **kwargs)
+    What the inputs add to the gates is one product ahead of the loop, and the recurrent kernel is
+    read there: inside, each step would cast it anew and keep that for the gradient.
+    """
+
+    def __init__(self, inputs: int, units: int, name: str, go_backwards: bool = False) -> None:
+        super().__init__(name=name)
+        self.units, self.go_backwards = units, go_backwards
+        # Gates in the order of Keras: input, forget, cell, output.
+        self.kernel = self.add_weight(
+            f"{name}/kernel", shape=[inputs, 4 * units], initializer="glorot_uniform"
+        )
+        self.recurrent_kernel = self.add_weight(
+            f"{name}/recurrent_kernel", shape=[units, 4 * units], initializer="orthogonal"
+        )
+        self.bias = self.add_weight(f"{name}/bias", shape=[4 * units], initializer=forget_nothing)
+
+    def call(self, x: tf.Tensor, is_real: tf.Tensor) -> tf.Tensor:
+        """[B, S, inputs] and bool [B, S] to [B, S, units], the last position first if backwards."""
+        inputs = kernels.product(x, self.kernel) + self.bias  # [B, S, 4 units]
+        recurrent_kernel = tf.convert_to_tensor(self.recurrent_kernel)
+        zeros = tf.zeros_like(inputs[:, 0, : self.units])  # [B, units]
+
+        def step(inputs: tf.Tensor, states: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
+            state, cell = states
+            gates = inputs + tf.matmul(state, recurrent_kernel)  # [B, 4 units]
+            enter, keep, new, leave = tf.split(gates, 4, axis=-1)
+            cell = tf.sigmoid(keep) * cell + tf.sigmoid(enter) * tf.tanh(new)
+            state = tf.sigmoid(leave) * tf.tanh(cell)
+            return state, [state, cell]
+
+        _, states, _ = keras.backend.rnn(
+            step, inputs, [zeros, zeros], go_backwards=self.go_backwards, mask=is_real
+        )
+        return states
+
+
+def forget_nothing(shape: list[int], dtype: tf.DType) -> tf.Tensor:
+    """The bias at the start: 1 for the forget gate (Jozefowicz et al. 2015), else 0."""
+    units = shape[0] // 4
+    return tf.concat([tf.zeros(units, dtype), tf.ones(units, dtype), tf.zeros(2 * units, dtype)], 0)
 
 
 class BidirectionalLSTM(keras.layers.Layer):
-    """Two LSTMs, one of which reads from the end; both skip padding."""
+    """Two LSTMs, one of which reads from the end."""
 
     def __init__(self, inputs: int, units: int, name: str) -> None:
         super().__init__(name=name)
-        self.forward = recurrent(inputs, units, f"{name}/forward")
-        self.backward = recurrent(inputs, units, f"{name}/backward", go_backwards=True)
+        self.forward = LSTM(inputs, units, f"{name}/forward")
+        self.backward = LSTM(inputs, units, f"{name}/backward", go_backwards=True)
 
     def call(self, x: tf.Tensor, is_real: tf.Tensor) -> tf.Tensor:
         """[B, S, inputs] and bool [B, S] to [B, S, 2 units]."""
-        reversed_states = self.backward(x, mask=is_real)  # from the end to the start
-        return tf.concat([self.forward(x, mask=is_real), tf.reverse(reversed_states, [1])], -1)
-
-
-def recurrent(inputs: int, units: int, name: str, **options: bool) -> keras.layers.Layer:
-    """An LSTM with its weights made: [B, S, inputs] to [B, S, units]."""
-    cell = NamedLSTMCell(units, name=name)
-    cell.build([None, inputs])
-    return keras.layers.RNN(cell, return_sequences=True, name=f"{name}/rnn", **options)
+        reversed_states = self.backward(x, is_real)  # from the end to the start
+        return tf.concat([self.forward(x, is_real), tf.reverse(reversed_states, [1])], -1)
 
 
 class FeatureHead(keras.layers.Layer):

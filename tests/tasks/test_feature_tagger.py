@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras as keras
 
 import bert_tf
 from bert_tf import restore, run_folder, weights
 from bert_tf.config import BertConfig, OptimizerConfig, RunConfig
 from bert_tf.layouts import PaddedLayout, UnpaddedLayout
 from bert_tf.optimization import moving
+from bert_tf.tasks.feature_tagger import LSTM
 from bert_tf.tasks.tagging import TaggingTask
 from bert_tf.tokenization import Tokenizer
 from tests.tasks.test_tagging import sentences, tagging_run
@@ -80,6 +82,32 @@ def test_the_head_reads_the_last_layers_and_no_padding(folder: pathlib.Path) -> 
         real = features["mask"].numpy() > 0
         np.testing.assert_allclose(read[real], expected[real], atol=1e-5)
         np.testing.assert_allclose(model(features)[1, :4], model(alone)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_the_lstm_is_that_of_keras(backwards: bool) -> None:
+    """Values, gradients, padding in front and behind; and the start of the bias."""
+    ours = LSTM(5, 4, "ours", go_backwards=backwards)
+    theirs = keras.layers.LSTM(4, return_sequences=True, go_backwards=backwards)
+    rng = np.random.default_rng(7)
+    x = tf.constant(rng.normal(size=[3, 6, 5]), tf.float32)
+    mask = tf.constant([[1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0], [0, 1, 1, 0, 0, 0]]) > 0
+    theirs(x, mask=mask)
+    np.testing.assert_array_equal(ours.bias, theirs.cell.bias)
+    for variable, value in zip(theirs.weights, ours.weights, strict=True):
+        variable.assign(value + 0.1)
+        value.assign(variable)
+    factor = tf.constant(rng.normal(size=[3, 6, 4]), tf.float32)
+    results = []
+    for layer in (lambda: ours(x, mask), lambda: theirs(x, mask=mask)):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            states = layer()
+            loss = tf.reduce_sum(states * factor)
+        sources = [x, *(ours if not results else theirs).weights]
+        results.append([states, *tape.gradient(loss, sources)])
+    for found, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
