@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -79,7 +80,8 @@ def search(
 ) -> Iterator[Answer]:
     """Compiles at other batch sizes until the largest that fits is known, to an eighth.
 
-    Sizes are doubled or halved from the recipe's own, then the interval is halved.
+    Memory grows with the batch nearly in a line, so a size a little to each side of where the line
+    through two tries reaches the limit is mostly all there is to try; else the interval is halved.
 
     Yields:
         The answer at each size that was tried; that of the largest that fits comes last again.
@@ -87,19 +89,32 @@ def search(
     step = TPU_ROWS * replicas * train.accumulation
     size = max(train.global_batch_size // step, 1) * step
     fitting, refused, best = 0, 0, None
+    shares: dict[int, float] = {}  # of the memory, by size
     while True:
         answers = compile_at(size)
         yield from answers
-        if all(answer.fits for answer in answers):
+        shares[size] = max(answer.hbm_used / answer.hbm_available for answer in answers)
+        fits = all(answer.fits for answer in answers)
+        if fits:
             fitting, best = size, answers
         else:
             refused = size
         if refused == step:
             return  # not even the smallest
-        if not refused:
-            size = 2 * fitting
-        elif refused - fitting <= max(step, fitting * PRECISION):
+        if refused and refused - fitting <= max(step, fitting * PRECISION):
             break
-        else:
-            size = max((fitting + refused) // 2 // step, 1) * step
+        beyond = refused or 64 * fitting  # tries are below it
+        guess = limit(shares) * (1 + (PRECISION if fits else -PRECISION) / 3)
+        if not fitting + step <= guess < beyond:
+            guess = (fitting + refused) / 2 if refused else 2 * fitting
+        size = max(int(guess) // step, 1) * step
     yield from best or []
+
+
+def limit(shares: dict[int, float]) -> float:
+    """The size where the line through the last two of these points reaches 1; inf: not known."""
+    if len(shares) < 2:
+        return math.inf
+    (size, share), (other, other_share) = list(shares.items())[-2:]
+    slope = (other_share - share) / (other - size)
+    return size + (1 - share) / slope if slope > 0 else math.inf

@@ -12,13 +12,14 @@ def answer(batch_size: int, used: float = 1.0, problems: tuple[str, ...] = ()) -
     return Answer("train", batch_size, 4, 128, 3.0, used, 15.75, 2e12, 3e9, list(problems), [])
 
 
+@pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
 @pytest.mark.parametrize("most", [32, 40, 333, 1024, 5000])
-def test_the_largest_batch_is_found_to_an_eighth(most: int) -> None:
+def test_the_largest_batch_is_found_to_an_eighth(most: int, power: float) -> None:
     tried: list[int] = []
 
     def compile_at(size: int) -> list[Answer]:
         tried.append(size)
-        return [answer(size, used=15.75 * size / most)]
+        return [answer(size, used=1.0 + 14.75 * (size / most) ** power)]
 
     *_, last = search(TrainConfig(global_batch_size=64), 4, compile_at)
     assert last.fits
@@ -27,6 +28,7 @@ def test_the_largest_batch_is_found_to_an_eighth(most: int) -> None:
     assert last.batch_size + max(step, last.batch_size / 8) >= most
     assert len(tried) == len(set(tried)), "nothing is compiled twice"
     assert all(size % step == 0 for size in tried)
+    assert len(tried) <= (6 if power == 1.0 else 10), tried
 
 
 def test_nothing_fits() -> None:
