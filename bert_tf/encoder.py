@@ -248,7 +248,7 @@ class BertEncoder(keras.layers.Layer):
         check_length(token_ids, self.config)
         segment_ids = tf.zeros_like(token_ids) if segment_ids is None else segment_ids
         mask = tf.ones_like(token_ids) if mask is None else mask
-        layout = self.layout(tf.cast(mask, tf.int32))
+        layout = self.layout(tf.cast(mask, tf.int32), training)
         seeds = self.dropout_seeds(seed) if training else None  # [L, 3, 2] and [2]
 
         x = self.embeddings(

@@ -33,8 +33,11 @@ class Layout(Protocol):
 
     attention_bias: tf.Tensor  # float32 [B, 1, 1 or S, S]
 
-    def __init__(self, mask: tf.Tensor) -> None:
-        """`mask` is int32 [B, S], 0 = padding, 1 = real token; more is for `PackedLayout`."""
+    def __init__(self, mask: tf.Tensor, training: bool = False) -> None:
+        """`mask` is int32 [B, S], 0 = padding, 1 = real token; more is for `PackedLayout`.
+
+        `training` makes gradients fast; they are there without.
+        """
 
     def to_rows(self, grid: tf.Tensor) -> tf.Tensor:
         """[B, S, ...] to [R, ...]."""
@@ -58,7 +61,8 @@ class Layout(Protocol):
 class PaddedLayout:
     """R = B x S: every position is a row."""
 
-    def __init__(self, mask: tf.Tensor) -> None:
+    def __init__(self, mask: tf.Tensor, training: bool = False) -> None:
+        del training  # nothing is to be gained
         self.batch, self.length = grid_shape(mask)
         self.attention_bias = kernels.attention_bias(mask)  # [B, 1, 1, S]
 
@@ -118,8 +122,8 @@ class PackedLayout(GridLayout):
     2021, "Efficient sequence packing without cross-contamination").
     """
 
-    def __init__(self, mask: tf.Tensor) -> None:
-        super().__init__(mask)
+    def __init__(self, mask: tf.Tensor, training: bool = False) -> None:
+        super().__init__(mask, training)
         related = tf.cast(mask[:, :, tf.newaxis] == mask[:, tf.newaxis, :], tf.int32)  # [B, S, S]
         self.attention_bias = kernels.attention_bias(related)[:, 0]  # [B, 1, S, S]
         up_to_here = tf.linalg.band_part(related, -1, 0)  # [B, S, S]
@@ -136,7 +140,9 @@ class UnpaddedLayout:
     Heads are gathered straight from the rows, and back, without a transposition.
     """
 
-    def __init__(self, mask: tf.Tensor) -> None:
+    def __init__(self, mask: tf.Tensor, training: bool = False) -> None:
+        # Exported graphs have no operation of a gradient.
+        self.differentiated = tf.custom_gradient if training else without_gradient
         is_first = tf.cast(tf.range(tf.shape(mask)[1]) == 0, mask.dtype)  # [S]
         is_empty = ~tf.reduce_any(mask > 0, axis=1, keepdims=True)  # [B, 1]
         mask = tf.where(is_empty, is_first, mask)  # [B, S]
@@ -163,7 +169,7 @@ class UnpaddedLayout:
         return tf.gather(table, self.places[:, 1])
 
     def split_heads(self, rows: tf.Tensor, projection: Projection, num_heads: int) -> tf.Tensor:
-        @tf.custom_gradient
+        @self.differentiated
         def split(rows: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
             def backward(gradient: tf.Tensor) -> tf.Tensor:
                 return rows_of_heads(gradient, self.places)  # padding has 0: nobody listens to it
@@ -173,7 +179,7 @@ class UnpaddedLayout:
         return split(projection(rows))
 
     def merge_heads(self, heads: tf.Tensor, projection: Projection) -> tf.Tensor:
-        @tf.custom_gradient
+        @self.differentiated
         def merge(heads: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
             def backward(gradient: tf.Tensor) -> tf.Tensor:
                 (gradient,) = heads_of_rows(gradient, self.row_of_place, heads.shape[1])
@@ -183,6 +189,11 @@ class UnpaddedLayout:
             return rows_of_heads(heads, self.places), backward
 
         return projection(merge(heads))
+
+
+def without_gradient(function: Callable) -> Callable:
+    """The values of a function in the form that `tf.custom_gradient` takes."""
+    return lambda x: function(x)[0]
 
 
 def heads_of_rows(

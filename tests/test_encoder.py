@@ -105,11 +105,12 @@ def test_layouts_agree() -> None:
     assert_close(one.sequence * MASK[..., None], other.sequence, 2e-6)
     assert_close(one.pooled, other.pooled, 2e-6)
     expected = gradients(padded)
-    for name, gradient in gradients(unpadded).items():
-        scale = max(1.0, np.abs(expected[name]).max())
-        np.testing.assert_allclose(
-            gradient, expected[name], rtol=0, atol=3e-6 * scale, err_msg=name
-        )
+    for training in (False, True):  # without dropout; gradients come another way
+        for name, gradient in gradients(unpadded, training=training).items():
+            scale = max(1.0, np.abs(expected[name]).max())
+            np.testing.assert_allclose(
+                gradient, expected[name], rtol=0, atol=3e-6 * scale, err_msg=name
+            )
 
 
 @LAYOUTS

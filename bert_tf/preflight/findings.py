@@ -19,7 +19,7 @@ OP_NAME = re.compile(r'op_name="([^"]+)"')
 UNSUPPORTED = re.compile(r"\{\{node ([^}]+)\}\}|(\w+) \(No registered '\w+' OpKernel")
 RESULT = re.compile(r"^\s*(?:ROOT )?%?[\w.-]+ = (\w+)\[([\d,]*)\]")
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8}
-PACKAGE = os.sep + "bert_tf" + os.sep
+PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep  # ".../bert_tf/"
 
 
 def unwanted(hlo: str, graph: tf.Graph) -> list[str]:
@@ -46,11 +46,13 @@ def described(name: str, graph: tf.Graph) -> str:
         operation = graph.get_operation_by_name(name)
     except (KeyError, ValueError):
         return name or "an operation without a name"
-    frames = [frame for frame in operation.traceback if PACKAGE in frame.filename]
-    own = [frame for frame in frames if f"{PACKAGE}preflight{os.sep}" not in frame.filename]
+    frames = [frame for frame in operation.traceback if frame.filename.startswith(PACKAGE)]
+    own = [
+        frame for frame in frames if not frame.filename.startswith(f"{PACKAGE}preflight{os.sep}")
+    ]
     if not own:
         return f"{name} ({operation.type})"
-    path = own[-1].filename[own[-1].filename.rindex(PACKAGE) + 1 :]
+    path = os.path.join("bert_tf", os.path.relpath(own[-1].filename, PACKAGE))
     return f"{name} ({operation.type}, {path}:{own[-1].lineno})"
 
 
