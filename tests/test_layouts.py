@@ -9,12 +9,7 @@ import tensorflow as tf
 from bert_tf.config import BertConfig
 from bert_tf.encoder import Linear
 from bert_tf.kernels import MASKED_SCORE, attention_bias
-from bert_tf.layouts import (
-    GridLayout,
-    Layout,
-    PaddedLayout,
-    UnpaddedLayout,
-)
+from bert_tf.layouts import GridLayout, Layout, PaddedLayout, UnpaddedLayout
 
 MASK = np.array([[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1]], np.int32)
 LAYOUTS = pytest.mark.parametrize("layout_class", [PaddedLayout, GridLayout, UnpaddedLayout])
