@@ -211,7 +211,8 @@ def rows_of(export: Export, signature: str) -> list[Arrays]:
         texts = [TEXTS[(row + shift) % len(TEXTS)] for shift in range(len(inputs))]
         arrays = [np.array([text], object) for text in texts]
         request = dict(zip(inputs, arrays, strict=True))
-        if "choices" in request:
+        if "choices" in request:  # a short start: after a long one, all would be cut to one text
+            request["start"] = np.array([TEXTS[1]], object)
             request["choices"] = np.array([(TEXTS[row:] + TEXTS)[:CHOICES]], object)
         requests.append(request)
     return requests
