@@ -294,10 +294,10 @@ class BertEncoder(keras.layers.Layer):
         """Keras asks for the mask of the outputs: there is none."""
 
     def dropout_seeds(self, seed: tf.Tensor | None) -> tf.Tensor:
-        """One seed for each dropout: int32 [3 L + 1, 2]."""
+        """A key for each dropout: uint32 [3 L + 1, 2]."""
         if seed is None:
             seed = tf.random.uniform([2], maxval=tf.int32.max, dtype=tf.int32)
-        return tf.random.split(seed, num=3 * len(self.blocks) + 1)
+        return kernels.dropout_keys(tf.random.split(seed, num=3 * len(self.blocks) + 1))
 
 
 def truncated_normal(config: BertConfig) -> keras.initializers.Initializer:

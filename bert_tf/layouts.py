@@ -9,6 +9,7 @@ Legend: B batch, S sequence, R rows, H hidden, N heads, D head size; H = N x D.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Protocol
 
@@ -152,6 +153,10 @@ class UnpaddedLayout:
         numbers = tf.cumsum(tf.cast(tf.reshape(self.is_token, [-1]), tf.int32)) - 1  # [B * S]
         # Padding gets the row before it; attention masks it.
         self.row_of_place = tf.reshape(tf.maximum(numbers, 0), tf.shape(mask))  # [B, S]
+        # By the number of heads, made once and not in every block.
+        length = tf.shape(mask)[1]
+        self.index_of_heads = functools.cache(functools.partial(index_of_heads, self.row_of_place))
+        self.index_of_rows = functools.cache(functools.partial(index_of_rows, self.places, length))
 
     def to_rows(self, grid: tf.Tensor) -> tf.Tensor:
         return tf.gather_nd(grid, self.places)
@@ -172,21 +177,24 @@ class UnpaddedLayout:
         @self.differentiated
         def split(rows: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
             def backward(gradient: tf.Tensor) -> tf.Tensor:
-                return rows_of_heads(gradient, self.places)  # padding has 0: nobody listens to it
+                # Padding has 0: nobody listens to it.
+                return rows_of_heads(gradient, self.index_of_rows(num_heads))
 
-            return heads_of_rows(rows, self.row_of_place, num_heads)[0], backward
+            return heads_of_rows(rows, self.index_of_heads(num_heads)), backward
 
         return split(projection(rows))
 
     def merge_heads(self, heads: tf.Tensor, projection: Projection) -> tf.Tensor:
+        num_heads = heads.shape[1]
+
         @self.differentiated
         def merge(heads: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
             def backward(gradient: tf.Tensor) -> tf.Tensor:
-                (gradient,) = heads_of_rows(gradient, self.row_of_place, heads.shape[1])
+                gradient = heads_of_rows(gradient, self.index_of_heads(num_heads))
                 is_token = self.is_token[:, tf.newaxis, :, tf.newaxis]  # [B, 1, S, 1]
                 return tf.where(is_token, gradient, tf.zeros((), gradient.dtype))
 
-            return rows_of_heads(heads, self.places), backward
+            return rows_of_heads(heads, self.index_of_rows(num_heads)), backward
 
         return projection(merge(heads))
 
@@ -196,25 +204,37 @@ def without_gradient(function: Callable) -> Callable:
     return lambda x: function(x)[0]
 
 
-def heads_of_rows(
-    rows: tf.Tensor, row_of_place: tf.Tensor, num_heads: int, count: int = 1
-) -> list[tf.Tensor]:
-    """Rows [R, count * H] to `count` times [B, N, S, D]; `row_of_place`: [B, S], of any padding."""
-    pieces = tf.reshape(rows, [-1, rows.shape[-1] // (count * num_heads)])  # [R * count * N, D]
-    first = count * num_heads * row_of_place[:, tf.newaxis, :]  # [B, 1, S]
+def index_of_heads(row_of_place: tf.Tensor, num_heads: int, count: int = 1) -> tf.Tensor:
+    """Where rows [R, count * H] have the heads of each place: int32 [B, N, S] or [count, B, N, S].
+
+    `row_of_place`: int32 [B, S], of any padding.
+    """
     head = np.arange(count * num_heads, dtype=np.int32).reshape(count, 1, num_heads, 1)
-    return tf.unstack(tf.gather(pieces, first + head), num=count)  # of [count, B, N, S, D]
+    index = count * num_heads * row_of_place[:, tf.newaxis, :] + head  # [count, B, N, S]
+    return index if count > 1 else index[0]
 
 
-def rows_of_heads(heads: tf.Tensor, places: tf.Tensor) -> tf.Tensor:
-    """[B, N, S, D] to rows [R, N * D]; `places`: int64 [R, 2], example and position of each."""
-    _, num_heads, _, size = heads.shape
-    length = tf.shape(heads, tf.int64)[2]
+def heads_of_rows(rows: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+    """Rows [R, count * H] to [B, N, S, D] or [count, B, N, S, D]."""
+    count = 1 if index.shape.rank == 3 else index.shape[0]
+    size = rows.shape[-1] // (count * index.shape[-2])
+    return tf.gather(tf.reshape(rows, [-1, size]), index)
+
+
+def index_of_rows(places: tf.Tensor, length: tf.Tensor, num_heads: int) -> tf.Tensor:
+    """Where [B, N, S, D] has the heads of each row: int64 [R, N].
+
+    `places`: int64 [R, 2], example and position of each row; `length`: S.
+    """
     example, position = places[:, :1], places[:, 1:]  # [R, 1]
-    head = tf.range(num_heads, dtype=tf.int64)  # [N]
-    pieces = tf.reshape(heads, [-1, size])  # [B * N * S, D]
-    rows = tf.gather(pieces, (example * num_heads + head) * length + position)  # [R, N, D]
-    return tf.reshape(rows, [-1, num_heads * size])
+    head = np.arange(num_heads)  # [N]
+    return (example * num_heads + head) * tf.cast(length, tf.int64) + position
+
+
+def rows_of_heads(heads: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+    """[B, N, S, D] to rows [R, N * D]."""
+    rows = tf.gather(tf.reshape(heads, [-1, heads.shape[3]]), index)  # [R, N, D]
+    return tf.reshape(rows, [-1, heads.shape[1] * heads.shape[3]])
 
 
 def grid_shape(mask: tf.Tensor) -> tuple[int | tf.Tensor, int | tf.Tensor]:

@@ -331,7 +331,7 @@ class Optimizer(tf.Module):
         owned = (weight, *slots)
         # Values in and values out: a compiled function that holds a resource of a second logical
         # device fails ("resource located in device CPU:1").
-        values = tuple(variable.read_value() for variable in owned)
+        values = tuple(variable.value() for variable in owned)
         updated = self.rule(rates, gradient, values)
         if self.loss_scaling is not None:
             pairs = zip(updated, values, strict=True)

@@ -360,8 +360,8 @@ def make_gradients(
         with tf.GradientTape() as tape:
             sums = task.term_sums(model, batch, seed)  # [T]
             scaled = total_loss(task, sums, term_weights) * scale
-        gradients = [g if g is None else form(g) for g in tape.gradient(scaled, weights)]
-        return sums, [g if g is None else tf.math.scalar_mul(1.0 / scale, g) for g in gradients]
+        gradients, unscale = tape.gradient(scaled, weights), 1.0 / scale
+        return sums, [g if g is None else tf.math.scalar_mul(unscale, form(g)) for g in gradients]
 
     def accumulated(
         batch: Features, seed: tf.Tensor, term_weights: tf.Tensor, scale: tf.Tensor

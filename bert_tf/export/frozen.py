@@ -28,7 +28,13 @@ from tensorflow.python.framework import op_def_library
 from bert_tf import kernels
 from bert_tf.encoder import BertEncoder, LayerNorm, Linear, TransformerBlock
 from bert_tf.export import saved_model
-from bert_tf.layouts import UnpaddedLayout, heads_of_rows, rows_of_heads
+from bert_tf.layouts import (
+    UnpaddedLayout,
+    heads_of_rows,
+    index_of_heads,
+    index_of_rows,
+    rows_of_heads,
+)
 from bert_tf.restore import OpenedRun
 
 DTYPES = ("bfloat16", "int8")
@@ -116,9 +122,11 @@ class FrozenBlock:
         """Rows [R, H] to rows [R, H]."""
         projected = self.product(x, self.query_key_value)  # [R, 3 H]
         num_heads = self.config.num_attention_heads
-        query, key, value = heads_of_rows(projected, row_of_place, num_heads, count=3)
+        index = index_of_heads(row_of_place, num_heads, count=3)
+        query, key, value = tf.unstack(heads_of_rows(projected, index))
         attended = attention(query, key, value, bias)  # [B, N, S, D]
-        return self.behind_attention(x, rows_of_heads(attended, places))
+        index = index_of_rows(places, tf.shape(row_of_place)[1], num_heads)
+        return self.behind_attention(x, rows_of_heads(attended, index))
 
     def first_rows(
         self, asking: tf.Tensor, x: tf.Tensor, row_of_place: tf.Tensor, bias: tf.Tensor
@@ -128,7 +136,8 @@ class FrozenBlock:
         query = self.product(asking, self.query)  # [B, H]
         query = tf.reshape(query, [-1, num_heads, 1, self.config.head_size])  # [B, N, 1, D]
         key_value = self.product(x, self.key_value)  # [R, 2 H]
-        key, value = heads_of_rows(key_value, row_of_place, num_heads, count=2)
+        index = index_of_heads(row_of_place, num_heads, count=2)
+        key, value = tf.unstack(heads_of_rows(key_value, index))
         attended = attention(query, key, value, bias)  # [B, N, 1, D]
         return self.behind_attention(asking, tf.reshape(attended, [-1, self.config.hidden_size]))
 
