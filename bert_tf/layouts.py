@@ -144,7 +144,8 @@ class UnpaddedLayout:
     def __init__(self, mask: tf.Tensor, training: bool = False) -> None:
         # Exported graphs have no operation of a gradient.
         self.differentiated = tf.custom_gradient if training else without_gradient
-        is_first = tf.cast(tf.range(tf.shape(mask)[1]) == 0, mask.dtype)  # [S]
+        length = tf.shape(mask)[1]
+        is_first = tf.cast(tf.range(length) == 0, mask.dtype)  # [S]
         is_empty = ~tf.reduce_any(mask > 0, axis=1, keepdims=True)  # [B, 1]
         mask = tf.where(is_empty, is_first, mask)  # [B, S]
         self.is_token = mask > 0
@@ -154,7 +155,6 @@ class UnpaddedLayout:
         # Padding gets the row before it; attention masks it.
         self.row_of_place = tf.reshape(tf.maximum(numbers, 0), tf.shape(mask))  # [B, S]
         # By the number of heads, made once and not in every block.
-        length = tf.shape(mask)[1]
         self.index_of_heads = functools.cache(functools.partial(index_of_heads, self.row_of_place))
         self.index_of_rows = functools.cache(functools.partial(index_of_rows, self.places, length))
 
@@ -180,17 +180,18 @@ class UnpaddedLayout:
                 # Padding has 0: nobody listens to it.
                 return rows_of_heads(gradient, self.index_of_rows(num_heads))
 
-            return heads_of_rows(rows, self.index_of_heads(num_heads)), backward
+            size = rows.shape[-1] // num_heads
+            return heads_of_rows(rows, self.index_of_heads(num_heads), size), backward
 
         return split(projection(rows))
 
     def merge_heads(self, heads: tf.Tensor, projection: Projection) -> tf.Tensor:
-        num_heads = heads.shape[1]
+        _, num_heads, _, size = heads.shape
 
         @self.differentiated
         def merge(heads: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
             def backward(gradient: tf.Tensor) -> tf.Tensor:
-                gradient = heads_of_rows(gradient, self.index_of_heads(num_heads))
+                gradient = heads_of_rows(gradient, self.index_of_heads(num_heads), size)
                 is_token = self.is_token[:, tf.newaxis, :, tf.newaxis]  # [B, 1, S, 1]
                 return tf.where(is_token, gradient, tf.zeros((), gradient.dtype))
 
@@ -214,10 +215,8 @@ def index_of_heads(row_of_place: tf.Tensor, num_heads: int, count: int = 1) -> t
     return index if count > 1 else index[0]
 
 
-def heads_of_rows(rows: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
-    """Rows [R, count * H] to [B, N, S, D] or [count, B, N, S, D]."""
-    count = 1 if index.shape.rank == 3 else index.shape[0]
-    size = rows.shape[-1] // (count * index.shape[-2])
+def heads_of_rows(rows: tf.Tensor, index: tf.Tensor, size: int) -> tf.Tensor:
+    """Rows [R, count * H] to [B, N, S, D] or [count, B, N, S, D], as the index is; `size`: D."""
     return tf.gather(tf.reshape(rows, [-1, size]), index)
 
 

@@ -28,13 +28,7 @@ from tensorflow.python.framework import op_def_library
 from bert_tf import kernels
 from bert_tf.encoder import BertEncoder, LayerNorm, Linear, TransformerBlock
 from bert_tf.export import saved_model
-from bert_tf.layouts import (
-    UnpaddedLayout,
-    heads_of_rows,
-    index_of_heads,
-    index_of_rows,
-    rows_of_heads,
-)
+from bert_tf.layouts import UnpaddedLayout, heads_of_rows, rows_of_heads
 from bert_tf.restore import OpenedRun
 
 DTYPES = ("bfloat16", "int8")
@@ -110,34 +104,32 @@ class FrozenBlock:
         del seeds
         x = tf.cast(x, tf.bfloat16 if self.dtype == "bfloat16" else tf.float32)
         bias = tf.cast(layout.attention_bias, x.dtype)
+        num_heads = self.config.num_attention_heads
         if cls_only:
-            asking = layout.first_rows(x)  # [B, H]
-            first = self.compute_first(asking, x, layout.row_of_place, bias)
-            return tf.cast(first, tf.float32)
-        return self.compute_all(x, layout.places, layout.row_of_place, bias)
+            asking, index = layout.first_rows(x), layout.index_of_heads(num_heads, count=2)
+            return tf.cast(self.compute_first(asking, x, index, bias), tf.float32)
+        index = layout.index_of_heads(num_heads, count=3)
+        return self.compute_all(x, index, layout.index_of_rows(num_heads), bias)
 
     def rows(
-        self, x: tf.Tensor, places: tf.Tensor, row_of_place: tf.Tensor, bias: tf.Tensor
+        self, x: tf.Tensor, index_of_heads: tf.Tensor, index_of_rows: tf.Tensor, bias: tf.Tensor
     ) -> tf.Tensor:
-        """Rows [R, H] to rows [R, H]."""
+        """Rows [R, H] to rows [R, H]; indices [3, B, N, S] and [R, N]."""
         projected = self.product(x, self.query_key_value)  # [R, 3 H]
-        num_heads = self.config.num_attention_heads
-        index = index_of_heads(row_of_place, num_heads, count=3)
-        query, key, value = tf.unstack(heads_of_rows(projected, index))
+        heads = heads_of_rows(projected, index_of_heads, self.config.head_size)
+        query, key, value = tf.unstack(heads, num=3)
         attended = attention(query, key, value, bias)  # [B, N, S, D]
-        index = index_of_rows(places, tf.shape(row_of_place)[1], num_heads)
-        return self.behind_attention(x, rows_of_heads(attended, index))
+        return self.behind_attention(x, rows_of_heads(attended, index_of_rows))
 
     def first_rows(
-        self, asking: tf.Tensor, x: tf.Tensor, row_of_place: tf.Tensor, bias: tf.Tensor
+        self, asking: tf.Tensor, x: tf.Tensor, index_of_heads: tf.Tensor, bias: tf.Tensor
     ) -> tf.Tensor:
-        """Rows [R, H] to those of the first positions [B, H], which ask."""
-        num_heads = self.config.num_attention_heads
+        """Rows [R, H] to those of the first positions [B, H], which ask; index [2, B, N, S]."""
+        num_heads, size = self.config.num_attention_heads, self.config.head_size
         query = self.product(asking, self.query)  # [B, H]
-        query = tf.reshape(query, [-1, num_heads, 1, self.config.head_size])  # [B, N, 1, D]
+        query = tf.reshape(query, [-1, num_heads, 1, size])  # [B, N, 1, D]
         key_value = self.product(x, self.key_value)  # [R, 2 H]
-        index = index_of_heads(row_of_place, num_heads, count=2)
-        key, value = tf.unstack(heads_of_rows(key_value, index))
+        key, value = tf.unstack(heads_of_rows(key_value, index_of_heads, size), num=2)
         attended = attention(query, key, value, bias)  # [B, N, 1, D]
         return self.behind_attention(asking, tf.reshape(attended, [-1, self.config.hidden_size]))
 
