@@ -318,6 +318,21 @@ def test_a_tiny_model_is_measured(tmp_path: pathlib.Path) -> None:
     assert found.peak_memory > 1e8
 
 
+@pytest.mark.slow
+def test_exports_are_measured(tmp_path: pathlib.Path) -> None:
+    workload = Workload("forward", "tiny", 4, 32, rows=12, lengths="sst2")
+    variants = [Variant(), Variant("int8"), Variant("float32", worker="litert")]
+    settings = settings_of(tmp_path)
+    checkpoint, data = inputs.make_inputs(workload, tmp_path / "inputs", "", "")
+    job = Job(workload, Variant(), 2, checkpoint, data)
+    plain, int8, litert = driver.measure(settings, job, {"bert_tf": variants}, {})
+    for result, tolerance in ((plain, 1e-4), (int8, 0.6), (litert, 1e-3)):
+        assert len(result.walls) == 2 or result.note == "qualifying run alone"
+        assert result.difference is not None
+        assert result.difference < tolerance
+    assert litert.peak_memory < plain.peak_memory  # nothing of TensorFlow is in that process
+
+
 PEER_WORKLOADS = [
     Workload("forward", "tiny", 4, 32, rows=12, lengths="sst2"),
     Workload("fine_tuning", "tiny", 4, 32, rows=12, lengths="sst2"),

@@ -3,13 +3,13 @@
 The formulas are those of `encoder.TransformerBlock`, written for TensorFlow's graph optimizer,
 which makes one oneDNN operation of each line of `FrozenBlock`:
 
-- weights are constants: oneDNN lays them out for its own use, once;
+- weights do not change, so oneDNN lays them out for its own use, once;
 - query, key and value are one product;
 - LayerNorm has the one form whose epsilon the optimizer keeps (see `layer_norm`).
 
 `bfloat16` is for CPUs that compute in it (AMX, AVX512-BF16); others emulate it, slowly. With `int8`
 (AVX512-VNNI, AMX) the products with weights are of 8-bit integers, and all else is float32; since
-their scale follows from all rows of a request (see `int8_product`), an answer may move a little
+their scale follows from all rows of a request (see `Int8Product`), an answer may move a little
 with the texts beside it. There is no such form for float32: constants are slower than variables
 there, because oneDNN lays them out anew for every request.
 
@@ -33,6 +33,7 @@ from bert_tf.restore import OpenedRun
 
 DTYPES = ("bfloat16", "int8")
 INT8_LARGEST = 127
+EVERY_COLUMN = slice(None)
 TINY = 1e-30  # no division by zero
 # What oneDNN's 8-bit product can do behind the product, by our names of it.
 INT8_ACTIVATIONS = {
@@ -61,8 +62,8 @@ def freeze(model: tf.Module, dtype: str) -> None:
     """Replaces the blocks of all encoders in a model by frozen ones, shared where they were shared.
 
     Args:
-        model: built with `Float32Layout`, with its weights. Those of its blocks are no variables
-            of it any more.
+        model: built with `Float32Layout`, with its weights. Those of its blocks are no trainable
+            variables of it any more.
         dtype: one of `DTYPES`, of the blocks; all else stays as it is.
     """
     frozen: dict[int, FrozenBlock] = {}
@@ -72,26 +73,26 @@ def freeze(model: tf.Module, dtype: str) -> None:
             if id(block) not in frozen:
                 frozen[id(block)] = FrozenBlock(block, Norm.of(before), dtype)
             before = block.output_norm
-        encoder.blocks = [frozen[id(block)] for block in encoder.blocks]  # type: ignore[misc]
+        encoder.blocks = [frozen[id(block)] for block in encoder.blocks]
 
 
-class FrozenBlock:
-    """A transformer block as one function of constants, which all signatures of an export share."""
+class FrozenBlock(tf.Module):
+    """A transformer block as a function that all signatures of an export share."""
 
     def __init__(self, block: TransformerBlock, before: Norm, dtype: str) -> None:
         """`before` is the LayerNorm that the rows of the block come from."""
+        super().__init__()
         self.config = block.config
         self.dtype = dtype
+        product = Int8Product if dtype == "int8" else ConstantProduct
         attention = block.attention
-        self.query = Weights.of(attention.query, before=before)
-        self.key_value = Weights.of(attention.key, attention.value, before=before)
-        self.query_key_value = Weights.of(
-            attention.query, attention.key, attention.value, before=before
+        self.query_key_value = product(
+            Weights.of(attention.query, attention.key, attention.value, before=before)
         )
-        self.attention_output = Weights.of(block.attention_output)
+        self.attention_output = product(Weights.of(block.attention_output))
         self.attention_norm = Norm.of(block.attention_norm)
-        self.intermediate = Weights.of(block.intermediate, before=self.attention_norm)
-        self.output_dense = Weights.of(block.output_dense)
+        self.intermediate = product(Weights.of(block.intermediate, before=self.attention_norm))
+        self.output_dense = product(Weights.of(block.output_dense))
         self.output_norm = Norm.of(block.output_norm)
         # One trace for every batch, as the signatures of an export have unknown shapes.
         self.compute_all = tf.function(self.rows, autograph=False, reduce_retracing=True)
@@ -115,7 +116,7 @@ class FrozenBlock:
         self, x: tf.Tensor, index_of_heads: tf.Tensor, index_of_rows: tf.Tensor, bias: tf.Tensor
     ) -> tf.Tensor:
         """Rows [R, H] to rows [R, H]; indices [3, B, N, S] and [R, N]."""
-        projected = self.product(x, self.query_key_value)  # [R, 3 H]
+        projected = self.query_key_value(x)  # [R, 3 H]
         heads = heads_of_rows(projected, index_of_heads, self.config.head_size)
         query, key, value = tf.unstack(heads, num=3)
         attended = attention(query, key, value, bias)  # [B, N, S, D]
@@ -126,29 +127,22 @@ class FrozenBlock:
     ) -> tf.Tensor:
         """Rows [R, H] to those of the first positions [B, H], which ask; index [2, B, N, S]."""
         num_heads, size = self.config.num_attention_heads, self.config.head_size
-        query = self.product(asking, self.query)  # [B, H]
+        hidden = self.config.hidden_size
+        query = self.query_key_value(asking, columns=slice(None, hidden))  # [B, H]
         query = tf.reshape(query, [-1, num_heads, 1, size])  # [B, N, 1, D]
-        key_value = self.product(x, self.key_value)  # [R, 2 H]
+        key_value = self.query_key_value(x, columns=slice(hidden, None))  # [R, 2 H]
         key, value = tf.unstack(heads_of_rows(key_value, index_of_heads, size), num=2)
         attended = attention(query, key, value, bias)  # [B, N, 1, D]
         return self.behind_attention(asking, tf.reshape(attended, [-1, self.config.hidden_size]))
 
     def behind_attention(self, asking: tf.Tensor, attended: tf.Tensor) -> tf.Tensor:
         """The rest of the block: [Q, H] each to [Q, H]."""
-        attended = self.product(attended, self.attention_output)  # [Q, H]
+        attended = self.attention_output(attended)  # [Q, H]
         asking = layer_norm(tf.add_n([attended, asking]), self.attention_norm)  # [Q, H]
-        inner = self.product(asking, self.intermediate, self.config.hidden_act)  # [Q, F]
-        outer = self.product(inner, self.output_dense)  # [Q, H]
+        inner = self.intermediate(asking, self.config.hidden_act)  # [Q, F]
+        outer = self.output_dense(inner)  # [Q, H]
         # add_n, not +: the graph optimizer joins it with the product before it.
         return layer_norm(tf.add_n([outer, asking]), self.output_norm)
-
-    def product(self, x: tf.Tensor, weights: Weights, activation: str = "") -> tf.Tensor:
-        """`activation(x @ kernel + bias)`: rows [Q, in] to [Q, out]."""
-        if self.dtype == "int8":
-            return int8_product(x, weights, activation)
-        kernel, bias = (tf.constant(values, x.dtype) for values in weights[:2])
-        outputs = kernels.linear(x, kernel, bias)
-        return kernels.ACTIVATIONS[activation](outputs) if activation else outputs
 
 
 class Norm(NamedTuple):
@@ -208,8 +202,24 @@ def layer_norm(x: tf.Tensor, norm: Norm) -> tf.Tensor:
     return rows * tf.constant(norm.gamma, x.dtype) + tf.constant(norm.beta, x.dtype)
 
 
-def int8_product(x: tf.Tensor, weights: Weights, activation: str) -> tf.Tensor:
-    """`activation(x @ kernel + bias)` with 8-bit factors: float32 [Q, in] to float32 [Q, out].
+class ConstantProduct(tf.Module):
+    """`activation(x @ kernel + bias)` in the dtype of `x`: rows [Q, in] to [Q, out]."""
+
+    def __init__(self, weights: Weights) -> None:
+        super().__init__()
+        self.weights = weights
+
+    def __call__(
+        self, x: tf.Tensor, activation: str = "", columns: slice = EVERY_COLUMN
+    ) -> tf.Tensor:
+        """With these columns of the kernel alone."""
+        kernel, bias = self.weights.kernel[:, columns], self.weights.bias[columns]
+        outputs = kernels.linear(x, tf.constant(kernel, x.dtype), tf.constant(bias, x.dtype))
+        return kernels.ACTIVATIONS[activation](outputs) if activation else outputs
+
+
+class Int8Product(tf.Module):
+    """The same with 8-bit factors: float32 [Q, in] to float32 [Q, out].
 
     Each column of the kernel has a scale of its own, but oneDNN wants one scale for all of `x`, and
     a few large values would leave small ones with too few steps. So:
@@ -219,16 +229,34 @@ def int8_product(x: tf.Tensor, weights: Weights, activation: str) -> tf.Tensor:
       "SmoothQuant"; the sizes come from the LayerNorm's weights, so no text is needed);
     - elsewhere rows of `x` are divided by their own largest value, and the outputs multiplied.
     """
-    kernel, bias, before = weights
-    if before is not None:
-        sizes = channel_sizes(before)  # [in]
-        x = x / tf.constant(sizes)
-        limit = tf.maximum(tf.maximum(tf.reduce_max(x), -tf.reduce_min(x)), TINY)  # if x is empty
-        return int8_matmul(x, limit, kernel * sizes[:, np.newaxis], bias, activation)
-    high, low = (reduce(x, axis=-1, keepdims=True) for reduce in (tf.reduce_max, tf.reduce_min))
-    limits = tf.maximum(tf.maximum(high, -low), TINY)  # [Q, 1]
-    outputs = int8_matmul(x / limits, tf.constant(1.0), kernel, np.zeros_like(bias)) * limits + bias
-    return kernels.ACTIVATIONS[activation](outputs) if activation else outputs
+
+    def __init__(self, weights: Weights) -> None:
+        super().__init__()
+        kernel, self.bias, before = weights
+        self.sizes = None if before is None else channel_sizes(before)  # [in]
+        if self.sizes is not None:
+            kernel = kernel * self.sizes[:, np.newaxis]
+        self.scales = np.maximum(np.abs(kernel).max(axis=0), TINY)  # [out]
+        integers = np.rint(kernel * (INT8_LARGEST / self.scales)).astype(np.int8)  # [in, out]
+        # A variable, because TensorFlow copies the constants of a graph a dozen times to load it.
+        integers = integers.astype(tf.qint8.as_numpy_dtype)
+        self.kernel = tf.Variable(integers, trainable=False, name="int8_kernel")
+
+    def __call__(
+        self, x: tf.Tensor, activation: str = "", columns: slice = EVERY_COLUMN
+    ) -> tf.Tensor:
+        """With these columns of the kernel alone."""
+        kernel = self.kernel if columns == EVERY_COLUMN else self.kernel[:, columns]
+        scales, bias = self.scales[columns], self.bias[columns]
+        if self.sizes is not None:
+            x = x / tf.constant(self.sizes)
+            limit = tf.maximum(tf.maximum(tf.reduce_max(x), -tf.reduce_min(x)), TINY)  # x is empty
+            return int8_matmul(x, limit, kernel, scales, bias, activation)
+        high, low = (reduce(x, axis=-1, keepdims=True) for reduce in (tf.reduce_max, tf.reduce_min))
+        limits = tf.maximum(tf.maximum(high, -low), TINY)  # [Q, 1]
+        outputs = int8_matmul(x / limits, tf.constant(1.0), kernel, scales, np.zeros_like(bias))
+        outputs = outputs * limits + bias
+        return kernels.ACTIVATIONS[activation](outputs) if activation else outputs
 
 
 def channel_sizes(norm: Norm) -> np.ndarray:
@@ -238,9 +266,27 @@ def channel_sizes(norm: Norm) -> np.ndarray:
 
 
 def int8_matmul(
-    x: tf.Tensor, limit: tf.Tensor, kernel: np.ndarray, bias: np.ndarray, activation: str = ""
+    x: tf.Tensor,
+    limit: tf.Tensor,
+    kernel: tf.Tensor,
+    scales: np.ndarray,
+    bias: np.ndarray,
+    activation: str = "",
 ) -> tf.Tensor:
-    """The same as one oneDNN operation; values of `x` are from -limit to limit, a scalar."""
+    """`activation(x @ kernel + bias)` as one oneDNN operation.
+
+    Args:
+        x: float32 [Q, in], from -limit to limit.
+        limit: float32, a scalar.
+        kernel: qint8 [in, out], from -127 to 127, which stand for -scales to scales. oneDNN keeps
+            the first that it sees, laid out in its own way.
+        scales: float32 [out].
+        bias: float32 [out].
+        activation: a key of `INT8_ACTIVATIONS`, or none.
+
+    Returns:
+        float32 [Q, out].
+    """
     quantized, low, high = tf.raw_ops.QuantizeV2(
         input=x,
         min_range=-limit,
@@ -250,14 +296,12 @@ def int8_matmul(
         round_mode="HALF_TO_EVEN",
         ensure_minimum_range=TINY,
     )
-    scales = np.maximum(np.abs(kernel).max(axis=0), TINY)  # [out]
-    integers = np.rint(kernel * (INT8_LARGEST / scales)).astype(tf.qint8.as_numpy_dtype)
     fused = ["BiasAdd", *([INT8_ACTIVATIONS[activation]] if activation else []), "Dequantize"]
     # TensorFlow has this operation, and no Python function for it.
     _, _, operation, _ = op_def_library._apply_op_helper(
         "_QuantizedMatMul",
         name="int8_matmul",
-        device_inputs=[quantized, tf.constant(integers), tf.constant(bias)],
+        device_inputs=[quantized, tf.convert_to_tensor(kernel), tf.constant(bias)],
         host_inputs=[low, high, tf.constant(-scales), tf.constant(scales)],
         Tdevice_outputs=[tf.float32],
         Thost_outputs=[],

@@ -6,7 +6,6 @@ import json
 import os
 import pathlib
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -14,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 import tensorflow_work
-from protocol import Job, Prepared, global_norm, serve
+from protocol import Job, Prepared, export_alone, global_norm, serve
 from workloads import (
     CHECKED_ROWS,
     CLIP_NORM,
@@ -61,7 +60,12 @@ FORMAT = {"float32": "saved_model", "bfloat16": "saved_model_cpu", "int8": "save
 TRAINED = [Variant("float32"), Variant("bfloat16")]
 VARIANTS = {
     "matmul_bfloat16": [Variant("bfloat16")],
-    "forward": [Variant("float32"), Variant("bfloat16"), Variant("int8")],
+    "forward": [
+        Variant("float32"),
+        Variant("int8", worker="litert"),
+        Variant("int8"),
+        Variant("bfloat16"),
+    ],
     "fine_tuning": TRAINED,
     "pretraining": TRAINED,
     "start_up": TRAINED,
@@ -142,9 +146,7 @@ def prepare_forward(job: Job) -> Prepared:
         model = open_task(job, "classification").model(padded=True)
         parts = [model(features_of(batch)).numpy() for batch in planned]
         return Prepared(lambda: None, {"logits": np.concatenate(parts)[np.argsort(order)]})
-    # By another process: what it takes to write a model is not what it takes to serve it.
-    command = [sys.executable, os.path.abspath(__file__), "--export", json.dumps(job.to_json())]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    export_alone(job, "bert_tf_worker.py")
     signature = load_alone(newest_export(job))
     names = ("token_ids", "segment_ids", "mask")
     inputs = [{name: tf.constant(batch[name]) for name in names} for batch in planned]
@@ -157,10 +159,11 @@ def prepare_forward(job: Job) -> Prepared:
 
 
 def export(job: Job) -> None:
-    """Writes the SavedModel of a job's variant."""
+    """Writes the export of a job's variant."""
     opened = open_task(job, "classification")
     run = OpenedRun(opened.task.run, opened.task, opened.model(), {}, job.checkpoint)
-    FORMATS[FORMAT[job.variant.precision]].write(run, os.path.join(job.folder, "export"))
+    name = job.variant.worker or FORMAT[job.variant.precision]
+    FORMATS[name].write(run, os.path.join(job.folder, "export"))
 
 
 def newest_export(job: Job) -> str:

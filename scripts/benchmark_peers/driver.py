@@ -84,7 +84,10 @@ class Candidate:
         began = time.perf_counter()
         pathlib.Path(self.job.folder).mkdir(parents=True, exist_ok=True)
         log = self.settings.logs / (self.name.replace("/", "-").replace(" ", "_") + ".log")
-        self.worker = Worker(self.settings.programs[self.peer], log)
+        program = self.settings.programs[self.peer]
+        if self.job.variant.worker:
+            program = dataclasses.replace(program, worker=self.job.variant.worker)
+        self.worker = Worker(program, log)
         request = {"do": "prepare", "job": self.job.to_json()}
         self.worker.ask(request, self.settings.limit)
         self.result.prepare_seconds = time.perf_counter() - began

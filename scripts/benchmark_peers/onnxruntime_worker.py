@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 
 import numpy as np
 import onnxruntime
-from protocol import Job, Prepared, serve
+from protocol import Job, Prepared, export_alone, serve
 from workloads import SHAPES, Variant, Workload, make_batches
 
 NAMES = {"token_ids": "input_ids", "segment_ids": "token_type_ids", "mask": "attention_mask"}
@@ -73,9 +72,7 @@ def prepare_forward(job: Job) -> Prepared:
     """Logits of all batches."""
     plain = Variant(job.variant.precision, order=job.variant.order)  # it takes any width as it is
     planned, order = make_batches(job.rows(), job.workload, plain)
-    # By another process: what it takes to write a model is not what it takes to run it.
-    command = [sys.executable, os.path.abspath(__file__), "--export", json.dumps(job.to_json())]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    export_alone(job, "onnxruntime_worker.py")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = job.threads
     session = onnxruntime.InferenceSession(

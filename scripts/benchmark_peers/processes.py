@@ -27,19 +27,20 @@ class WorkerFailed(Exception):  # noqa: N818
 class Program:
     """How a library's worker is started."""
 
-    peer: str
+    worker: str  # WORKER_worker.py
     python: str
     threads: int
 
     def command(self) -> list[str]:
         """Without anything of this process's own environment on the path."""
-        return [self.python, str(HERE / f"{self.peer}_worker.py")]
+        return [self.python, str(HERE / f"{self.worker}_worker.py")]
 
     def environment(self) -> dict[str, str]:
         """Variables for the worker."""
         threads = str(self.threads)
         counts = {"OMP_NUM_THREADS": threads, "BENCHMARK_THREADS": threads}
-        path = {"PYTHONPATH": str(ROOT)} if self.peer == "bert_tf" else {"PYTHONPATH": ""}
+        is_own = self.worker in ("bert_tf", "litert")
+        path = {"PYTHONPATH": str(ROOT) if is_own else ""}
         return os.environ | QUIET | counts | path
 
 

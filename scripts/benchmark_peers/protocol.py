@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import pathlib
+import subprocess
 import sys
 import time
 import traceback
@@ -99,6 +101,16 @@ def serve(
             reply = {"error": f"{type(error).__name__}: {message[0]}"}
         usage = {"peak_memory": peak_memory(), "process_cpu": cpu_seconds()}
         replies.write(json.dumps(reply | usage) + "\n")
+
+
+def export_alone(job: Job, worker: str) -> None:
+    """Has a worker's file write the job's model, as `python FILE --export JOB`.
+
+    By another process: what it takes to write a model is not what it takes to run it.
+    """
+    path = pathlib.Path(__file__).with_name(worker)
+    command = [sys.executable, str(path), "--export", json.dumps(job.to_json())]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
 def timed(run: Callable[[], object], repeats: int) -> dict[str, Any]:

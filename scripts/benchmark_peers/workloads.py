@@ -133,13 +133,15 @@ class Variant:
 
     precision: str = "float32"
     compiled: bool = False  # torch.compile, XLA; onnxruntime: layers joined by its optimizer
+    worker: str = ""  # WORKER_worker.py runs it, where the library's own does not
     order: str = "sorted"  # of rows of several lengths: "sorted", "as_they_come", or "padded"
 
     @property
     def name(self) -> str:
         """As reports have it."""
         order = {"sorted": "", "as_they_come": ", unsorted", "padded": ", all padded"}[self.order]
-        return self.precision + (", compiled" if self.compiled else "") + order
+        worker = f", {self.worker}" if self.worker else ""
+        return self.precision + (", compiled" if self.compiled else "") + worker + order
 
 
 # ----------------------------------------------------------------------------- made-up rows of text

@@ -105,8 +105,12 @@ def test_in_float32_a_frozen_encoder_is_the_same(cls_only: bool) -> None:
             np.testing.assert_allclose(found.pooled, expected.pooled, rtol=0, atol=1e-5)
 
 
-def in_a_graph(product: Any, rows: np.ndarray, weights: frozen.Weights) -> np.ndarray:
-    return tf.function(lambda x: product(x, weights, ""), autograph=False)(rows).numpy()
+def in_a_graph(
+    rows: np.ndarray, weights: frozen.Weights, columns: slice = frozen.EVERY_COLUMN
+) -> np.ndarray:
+    """By an operation of its own, as oneDNN keeps the kernel for each."""
+    product = frozen.Int8Product(weights)
+    return tf.function(lambda: product(rows, columns=columns), autograph=False)().numpy()
 
 
 def test_channels_and_rows_of_very_different_size() -> None:
@@ -124,29 +128,32 @@ def test_channels_and_rows_of_very_different_size() -> None:
         (frozen.Weights(kernel, bias, None), (x / gamma * sizes).astype(np.float32)),
         (frozen.Weights(kernel, bias, None), np.zeros([9, 64], np.float32)),
     ):
-        found = in_a_graph(frozen.int8_product, rows, weights)
+        found = in_a_graph(rows, weights)
         expected = rows @ weights.kernel + bias
         scale = np.abs(rows @ weights.kernel).max(axis=-1, keepdims=True) + 1e-6
         np.testing.assert_allclose((found - expected) / scale, 0, atol=0.03)
 
 
-def const_bytes(nodes: Any, dtype: int) -> int:
-    return sum(
-        len(node.attr["value"].tensor.tensor_content)
-        for node in nodes
-        if node.op == "Const" and node.attr["dtype"].type == dtype
-    )
+def test_columns_of_a_product() -> None:
+    rng = np.random.default_rng(6)
+    kernel, bias = (rng.normal(size=size).astype(np.float32) for size in ([64, 48], [48]))
+    norm = frozen.Norm(np.ones(64, np.float32), np.zeros(64, np.float32), 1e-12)
+    rows = rng.normal(size=[9, 64]).astype(np.float32)
+    for before in (None, norm):
+        weights = frozen.Weights(kernel, bias, before)
+        parts = [in_a_graph(rows, weights, part) for part in (slice(None, 16), slice(16, None))]
+        whole = in_a_graph(rows, weights)
+        np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, rtol=0, atol=1e-5)
 
 
-def test_constants_are_stored_once_for_all_signatures(tmp_path: pathlib.Path) -> None:
+def test_weights_are_stored_once_for_all_signatures(tmp_path: pathlib.Path) -> None:
     case = TASK_CASES["one of several tasks"]
     opened = opened_run(case)
     folder = frozen.export_frozen(opened, str(tmp_path / "int8"), "int8")
-    content = (pathlib.Path(folder) / "saved_model.pb").read_bytes()
-    saved = saved_model_pb2.SavedModel.FromString(content)
-    functions = saved.meta_graphs[0].graph_def.library.function
-    nodes = [node for function in functions for node in function.node_def]
-    stored = const_bytes(nodes, tf.qint8.as_datatype_enum)
+    names = tf.train.list_variables(f"{folder}/variables/variables")
+    reader = tf.train.load_checkpoint(f"{folder}/variables/variables")
+    dtypes = reader.get_variable_to_dtype_map()
+    stored = sum(int(np.prod(shape)) for name, shape in names if dtypes[name] == tf.qint8)
     blocks = opened.model.encoder.blocks
     weights = sum(
         int(np.prod(variable.shape))
@@ -154,11 +161,10 @@ def test_constants_are_stored_once_for_all_signatures(tmp_path: pathlib.Path) ->
         for variable in block.trainable_variables
         if variable.shape.rank == 2
     )
-    # Four signatures; a block is stored once for all its rows, and once for [CLS] alone.
-    assert weights <= stored <= 2 * weights
+    assert stored == weights  # one byte each, of four signatures
     loaded = tf.saved_model.load(folder)
     kernels = [name for name in loaded.weights if "/layer_" in name and name.endswith("/kernel")]
-    assert not kernels, "weights of blocks are constants, and no variables as well"
+    assert not kernels, "weights of blocks are of 8 bits, and not of 32 as well"
     assert set(loaded.weights) < set(variables_by_name(opened.model))
     expected = ids_answers(opened, saved_model.float32_model(opened), case.signature)
     inputs = {name: tf.constant(FEATURES[name], tf.int32) for name in serving.IDS_INPUTS}
