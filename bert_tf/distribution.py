@@ -176,6 +176,16 @@ class Accelerator:
         return f"{self.kind}, {self.replicas} replica(s) ({name}), {self.dtype}"
 
 
+def next_batch(iterator: tf.data.Iterator, after: tf.Tensor) -> tuple[Any, tf.Tensor]:
+    """The next batch, and the seconds from when `after` was known to when it came (float32 [])."""
+    batch = iterator.get_next()  # without waiting for `after`: it may come while a step runs
+    with tf.control_dependencies([after]):
+        began = tf.timestamp()
+    with tf.control_dependencies(tf.nest.flatten(batch, expand_composites=True)):
+        came = tf.timestamp()
+    return batch, tf.cast(tf.maximum(came - began, 0.0), tf.float32)
+
+
 def connect(runtime: RuntimeConfig) -> Accelerator:
     """Connects to the devices and sets the global Keras dtype policy.
 

@@ -21,7 +21,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -278,39 +278,58 @@ class Reporter:
     def __init__(self, workdir: str | None, total_steps: int, step: int) -> None:
         """`workdir` None writes no TensorBoard (workers that are not the chief)."""
         self.total_steps = total_steps
-        self.first_step = self.last_step = step
+        self.first_step = step
         self.started = self.last_time = time.monotonic()
-        self.paused = 0.0
+        self.in_steps = self.waited = 0.0  # seconds
         folder = None if workdir is None else os.path.join(workdir, "tensorboard")
         self.writer = tf.summary.create_file_writer(folder) if folder else None
+
+    def run(
+        self,
+        train_steps: Callable[..., dict[str, tf.Tensor]],
+        iterator: tf.data.Iterator,
+        count: int,
+    ) -> dict[str, float]:
+        """The sums of `count` steps; keeps the time they took, and how long they had no data."""
+        began = time.monotonic()
+        sums = train_steps(iterator, tf.constant(count, tf.int32))
+        numbers = {name: float(value) for name, value in sums.items()}  # waits for the device
+        self.in_steps += time.monotonic() - began
+        self.waited += numbers.pop("waited")
+        return numbers
 
     def pause(self, seconds: float) -> None:
         """Takes evaluation and saving out of the speed of training."""
         self.last_time += seconds
-        self.paused += seconds
 
     def training(self, step: int, sums: dict[str, float], scalars: dict[str, float]) -> None:
         """Shows one interval: `sums` since the last call, `scalars` as in metrics.jsonl."""
-        seconds = max(time.monotonic() - self.last_time, 1e-9)
+        now = time.monotonic()
+        seconds = max(now - self.last_time, 1e-9)
         speed = {
             "steps_per_second": sums["steps"] / seconds,
             "examples_per_second": sums["weight"] / seconds,
             "tokens_per_second": sums["tokens"] / seconds,
             "padding": 1.0 - sums["tokens"] / max(sums["positions"], 1.0),
+            # Shares of the time: the steps had no data; something else than steps ran.
+            "no_data": self.waited / seconds,
+            "between_steps": max(1.0 - self.in_steps / seconds, 0.0),
         }
         self.scalars(step, scalars | {f"speed/{name}": value for name, value in speed.items()})
         logging.info(
-            "step %d/%d  loss %.4f  lr %.2e  %.1f examples/s  %s tokens/s  padding %.0f%%  ETA %s",
+            "step %d/%d  loss %.4f  lr %.2e  %.1f examples/s  %s tokens/s  padding %.0f%%  "
+            "no data %.0f%%  between steps %.0f%%  ETA %s",
             step,
             self.total_steps,
             scalars["loss"],
             scalars["learning_rate"],
             speed["examples_per_second"],
             f"{speed['tokens_per_second']:,.0f}",
-            100 * speed["padding"],
+            *(100 * speed[share] for share in ("padding", "no_data", "between_steps")),
             self.eta(step),
         )
-        self.last_time, self.last_step = time.monotonic(), step
+        self.last_time = now
+        self.in_steps = self.waited = 0.0
 
     def eta(self, step: int) -> str:
         """Time left at the average speed so far, evaluation and saving included."""

@@ -27,7 +27,7 @@ from bert_tf.checkpoints import Pretrained
 from bert_tf.config import RunConfig
 from bert_tf.data import batches
 from bert_tf.data.mixture import SeveralExamples
-from bert_tf.distribution import Accelerator, Preempted, listening_for_sigterm
+from bert_tf.distribution import Accelerator, Preempted, listening_for_sigterm, next_batch
 from bert_tf.encoder import variables_by_name
 from bert_tf.optimization import Optimizer, moving
 from bert_tf.run_folder import SUMS, MetricsLog, Reporter, TrainingState, start
@@ -150,8 +150,7 @@ class Loop:
         boundaries = (train.log_every, train.eval_every, train.save_every)
         stop = min(next_multiple(progress.step, every, self.total_steps) for every in boundaries)
         iterator, count = feed.next(min(stop - progress.step, train.steps_per_loop))
-        sums = self.train_steps(iterator, tf.constant(count, tf.int32))
-        sums = {name: float(value) for name, value in sums.items()}
+        sums = self.reporter.run(self.train_steps, iterator, count)
         self.check_finite(sums.pop("bad_step"))
         progress.step += count
         learning_rate = sums.pop("learning_rate")
@@ -328,12 +327,13 @@ def make_train_steps(
         def one_more(
             done: tf.Tensor, sums: dict[str, tf.Tensor], last: dict[str, tf.Tensor]
         ) -> tuple[tf.Tensor, dict[str, tf.Tensor], dict[str, tf.Tensor]]:
-            step = first_replica(strategy.run(replica_step, args=(iterator.get_next(),)))
+            batch, waited = next_batch(iterator, after=last["bad_step"])
+            step = first_replica(strategy.run(replica_step, args=(batch,))) | {"waited": waited}
             sums = {name: sums[name] + step[name] for name in sums}
             bad_step = tf.where(last["bad_step"] < 0.0, step["bad_step"], last["bad_step"])
             return done + 1, sums, {"learning_rate": step["learning_rate"], "bad_step": bad_step}
 
-        sums = dict.fromkeys([*SUMS, *summed_terms(task)], tf.constant(0.0))
+        sums = dict.fromkeys([*SUMS, "waited", *summed_terms(task)], tf.constant(0.0))
         last = {"learning_rate": tf.constant(0.0), "bad_step": tf.constant(-1.0)}
         _, sums, last = tf.while_loop(
             lambda done, *_: done < count, one_more, (tf.constant(0), sums, last)

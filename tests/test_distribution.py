@@ -3,8 +3,10 @@ from __future__ import annotations
 import io
 import json
 import re
+import time
 import types
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import tensorflow as tf
@@ -12,7 +14,14 @@ import tf_keras as keras
 
 from bert_tf import distribution
 from bert_tf.config import RuntimeConfig
-from bert_tf.distribution import Accelerator, best_dtype, connect, cpu_strategy, find_kind
+from bert_tf.distribution import (
+    Accelerator,
+    best_dtype,
+    connect,
+    cpu_strategy,
+    find_kind,
+    next_batch,
+)
 from bert_tf.layouts import GridLayout, UnpaddedLayout
 
 CLUSTER = {"worker": ["one:1", "two:2"]}
@@ -253,3 +262,29 @@ def test_one_process_writes(
 def test_the_only_process_writes() -> None:
     assert Accelerator("cpu", cpu_strategy(1), "float32").is_chief
     assert Accelerator("cpu", cpu_strategy(2), "float32").is_chief
+
+
+def test_how_long_a_batch_was_waited_for() -> None:
+    def slowly(number: tf.Tensor) -> tf.Tensor:
+        time.sleep(0.1)
+        return number
+
+    numbers = tf.data.Dataset.range(8)
+    slow = numbers.map(lambda n: tf.ensure_shape(tf.py_function(slowly, [n], tf.int64), []))
+    strategy = cpu_strategy(1)
+
+    @tf.function(autograph=False)
+    def waited(iterator: tf.data.Iterator) -> tuple[tf.Tensor, tf.Tensor]:
+        def one_more(count: int, seconds: tf.Tensor, total: tf.Tensor) -> tuple[Any, Any, Any]:
+            batch, more = next_batch(iterator, after=total)
+            return count + 1, seconds + more, total + batch[0]
+
+        start = (tf.constant(0), tf.constant(0.0), tf.constant(0, tf.int64))
+        _, seconds, total = tf.while_loop(lambda count, *_: count < 8, one_more, start)
+        return seconds, total
+
+    for data, least, most in ((numbers.prefetch(8), 0.0, 0.4), (slow, 0.6, 10.0)):
+        iterator = iter(strategy.experimental_distribute_dataset(data.batch(1)))
+        seconds, total = waited(iterator)
+        assert int(total) == sum(range(8))
+        assert least <= float(seconds) <= most

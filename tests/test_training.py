@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tf_keras as keras
 
 from bert_tf import run_folder, training, weights
@@ -266,6 +267,32 @@ def test_one_graph_serves_all_widths_and_counts(tmp_path: pathlib.Path) -> None:
         patch.setattr(Loop, "run_from", keep)
         run_tiny(run, tmp_path / "run")
     assert loops[0].train_steps.experimental_get_tracing_count() == 1
+
+
+def test_where_the_time_went_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(run_folder.time, "monotonic", lambda: clock[0])
+    reporter = run_folder.Reporter(None, total_steps=20, step=0)
+
+    def train_steps(iterator: object, count: tf.Tensor) -> dict[str, tf.Tensor]:
+        clock[0] += 3.0
+        return {"loss": tf.constant(1.0), "waited": tf.constant(1.0)}
+
+    def between(seconds: float) -> None:
+        clock[0] += seconds
+
+    sums = dict.fromkeys(run_folder.SUMS, 10.0)
+    for expected in ("no data 25%  between steps 25%", "no data 20%  between steps 40%"):
+        for seconds in (0.5, 1.5) if "25%" in expected else (2.0, 2.0):
+            assert reporter.run(train_steps, None, 5) == {"loss": 1.0}
+            between(seconds)
+        between(7.0)
+        reporter.pause(7.0)  # as for an evaluation
+        with caplog.at_level("INFO", "absl"):
+            reporter.training(10, sums, {"loss": 1.0, "learning_rate": 0.1})
+        assert expected in caplog.messages[-1]
 
 
 @pytest.fixture

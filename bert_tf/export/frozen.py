@@ -237,9 +237,8 @@ class Int8Product(tf.Module):
         if self.sizes is not None:
             kernel = kernel * self.sizes[:, np.newaxis]
         self.scales = np.maximum(np.abs(kernel).max(axis=0), TINY)  # [out]
-        integers = np.rint(kernel * (INT8_LARGEST / self.scales)).astype(np.int8)  # [in, out]
+        integers = np.rint(kernel * (INT8_LARGEST / self.scales)).astype(tf.qint8.as_numpy_dtype)
         # A variable, because TensorFlow copies the constants of a graph a dozen times to load it.
-        integers = integers.astype(tf.qint8.as_numpy_dtype)
         self.kernel = tf.Variable(integers, trainable=False, name="int8_kernel")
 
     def __call__(
@@ -250,7 +249,8 @@ class Int8Product(tf.Module):
         scales, bias = self.scales[columns], self.bias[columns]
         if self.sizes is not None:
             x = x / tf.constant(self.sizes)
-            limit = tf.maximum(tf.maximum(tf.reduce_max(x), -tf.reduce_min(x)), TINY)  # x is empty
+            largest = tf.maximum(tf.reduce_max(x), -tf.reduce_min(x))  # -inf if x is empty
+            limit = tf.maximum(largest, TINY)
             return int8_matmul(x, limit, kernel, scales, bias, activation)
         high, low = (reduce(x, axis=-1, keepdims=True) for reduce in (tf.reduce_max, tf.reduce_min))
         limits = tf.maximum(tf.maximum(high, -low), TINY)  # [Q, 1]

@@ -2,7 +2,7 @@
 
 ```
 FOLDER/model_float32.tflite      the numbers of the run
-FOLDER/model_int8.tflite         a quarter of the size, and faster; the numbers move a little
+FOLDER/model_int8.tflite         a quarter of the size, and the fastest; the numbers move a little
 FOLDER/vocab.txt, tokenizer.json, tokenizer_config.json
 FOLDER/model_card.json           where it comes from, what it takes and answers
 ```
