@@ -176,9 +176,16 @@ class Accelerator:
         return f"{self.kind}, {self.replicas} replica(s) ({name}), {self.dtype}"
 
 
-def next_batch(iterator: tf.data.Iterator, after: tf.Tensor) -> tuple[Any, tf.Tensor]:
-    """The next batch, and the seconds from when `after` was known to when it came (float32 [])."""
+def next_batch(
+    iterator: tf.data.Iterator, after: tf.Tensor, deterministic: bool
+) -> tuple[Any, tf.Tensor]:
+    """The next batch, and the seconds from when `after` was known to when it came (float32 []).
+
+    NaN where operations are to be deterministic: TensorFlow has no clock then.
+    """
     batch = iterator.get_next()  # without waiting for `after`: it may come while a step runs
+    if deterministic:
+        return batch, tf.constant(float("nan"))
     with tf.control_dependencies([after]):
         began = tf.timestamp()
     with tf.control_dependencies(tf.nest.flatten(batch, expand_composites=True)):

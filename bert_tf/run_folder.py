@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import re
 import time
@@ -290,7 +291,10 @@ class Reporter:
         iterator: tf.data.Iterator,
         count: int,
     ) -> dict[str, float]:
-        """The sums of `count` steps; keeps the time they took, and how long they had no data."""
+        """The sums of `count` steps; keeps the time they took, and how long they had no data.
+
+        `waited` among the sums, which does not come back, is NaN where that is not known.
+        """
         began = time.monotonic()
         sums = train_steps(iterator, tf.constant(count, tf.int32))
         numbers = {name: float(value) for name, value in sums.items()}  # waits for the device
@@ -311,21 +315,25 @@ class Reporter:
             "examples_per_second": sums["weight"] / seconds,
             "tokens_per_second": sums["tokens"] / seconds,
             "padding": 1.0 - sums["tokens"] / max(sums["positions"], 1.0),
-            # Shares of the time: the steps had no data; something else than steps ran.
-            "no_data": self.waited / seconds,
+            # Shares of the time: something else than steps ran; the steps had no data.
             "between_steps": max(1.0 - self.in_steps / seconds, 0.0),
         }
+        if math.isfinite(self.waited):
+            speed["no_data"] = self.waited / seconds
         self.scalars(step, scalars | {f"speed/{name}": value for name, value in speed.items()})
         logging.info(
-            "step %d/%d  loss %.4f  lr %.2e  %.1f examples/s  %s tokens/s  padding %.0f%%  "
-            "no data %.0f%%  between steps %.0f%%  ETA %s",
+            "step %d/%d  loss %.4f  lr %.2e  %.1f examples/s  %s tokens/s  %s  ETA %s",
             step,
             self.total_steps,
             scalars["loss"],
             scalars["learning_rate"],
             speed["examples_per_second"],
             f"{speed['tokens_per_second']:,.0f}",
-            *(100 * speed[share] for share in ("padding", "no_data", "between_steps")),
+            "  ".join(
+                f"{share.replace('_', ' ')} {speed[share]:.0%}"
+                for share in ("padding", "between_steps", "no_data")
+                if share in speed
+            ),
             self.eta(step),
         )
         self.last_time = now

@@ -269,8 +269,9 @@ def test_one_graph_serves_all_widths_and_counts(tmp_path: pathlib.Path) -> None:
     assert loops[0].train_steps.experimental_get_tracing_count() == 1
 
 
+@pytest.mark.parametrize("deterministic", [False, True])
 def test_where_the_time_went_is_told(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, deterministic: bool
 ) -> None:
     clock = [0.0]
     monkeypatch.setattr(run_folder.time, "monotonic", lambda: clock[0])
@@ -278,21 +279,19 @@ def test_where_the_time_went_is_told(
 
     def train_steps(iterator: object, count: tf.Tensor) -> dict[str, tf.Tensor]:
         clock[0] += 3.0
-        return {"loss": tf.constant(1.0), "waited": tf.constant(1.0)}
-
-    def between(seconds: float) -> None:
-        clock[0] += seconds
+        return {"loss": tf.constant(1.0), "waited": tf.constant(np.nan if deterministic else 1.0)}
 
     sums = dict.fromkeys(run_folder.SUMS, 10.0)
-    for expected in ("no data 25%  between steps 25%", "no data 20%  between steps 40%"):
-        for seconds in (0.5, 1.5) if "25%" in expected else (2.0, 2.0):
+    for between, shares in ((1.0, ("25%", "25%")), (2.0, ("40%", "20%"))):
+        for _ in range(2):
             assert reporter.run(train_steps, None, 5) == {"loss": 1.0}
-            between(seconds)
-        between(7.0)
+            clock[0] += between
+        clock[0] += 7.0
         reporter.pause(7.0)  # as for an evaluation
         with caplog.at_level("INFO", "absl"):
             reporter.training(10, sums, {"loss": 1.0, "learning_rate": 0.1})
-        assert expected in caplog.messages[-1]
+        no_data = "" if deterministic else f"  no data {shares[1]}"
+        assert f"  between steps {shares[0]}{no_data}  ETA" in caplog.messages[-1]
 
 
 @pytest.fixture
