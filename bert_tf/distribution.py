@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 from absl import logging
+from tensorflow.python.framework.config import is_op_determinism_enabled
 
 from bert_tf import rendezvous, tpu
 from bert_tf.config import RuntimeConfig
@@ -176,15 +177,13 @@ class Accelerator:
         return f"{self.kind}, {self.replicas} replica(s) ({name}), {self.dtype}"
 
 
-def next_batch(
-    iterator: tf.data.Iterator, after: tf.Tensor, deterministic: bool
-) -> tuple[Any, tf.Tensor]:
+def next_batch(iterator: tf.data.Iterator, after: tf.Tensor) -> tuple[Any, tf.Tensor]:
     """The next batch, and the seconds from when `after` was known to when it came (float32 []).
 
-    NaN where operations are to be deterministic: TensorFlow has no clock then.
+    NaN in a process whose operations are to be deterministic: TensorFlow has no clock then.
     """
     batch = iterator.get_next()  # without waiting for `after`: it may come while a step runs
-    if deterministic:
+    if is_op_determinism_enabled():
         return batch, tf.constant(float("nan"))
     with tf.control_dependencies([after]):
         began = tf.timestamp()

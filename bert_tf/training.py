@@ -327,7 +327,7 @@ def make_train_steps(
         def one_more(
             done: tf.Tensor, sums: dict[str, tf.Tensor], last: dict[str, tf.Tensor]
         ) -> tuple[tf.Tensor, dict[str, tf.Tensor], dict[str, tf.Tensor]]:
-            batch, waited = next_batch(iterator, last["bad_step"], run.train.deterministic)
+            batch, waited = next_batch(iterator, after=last["bad_step"])
             step = first_replica(strategy.run(replica_step, args=(batch,))) | {"waited": waited}
             sums = {name: sums[name] + step[name] for name in sums}
             bad_step = tf.where(last["bad_step"] < 0.0, step["bad_step"], last["bad_step"])
