@@ -300,17 +300,17 @@ def settings_of(folder: pathlib.Path, *peers: str) -> driver.Settings:
 
 
 def measure(
-    folder: pathlib.Path, workload: Workload, variants: dict[str, list[Variant]]
-) -> dict[str, Result]:
-    settings = settings_of(folder, *(set(variants) - {"bert_tf"}))
+    folder: pathlib.Path, workload: Workload, peer: str, *variants: Variant
+) -> list[Result]:
+    settings = settings_of(folder, *({peer} - {"bert_tf"}))
     checkpoint, data = inputs.make_inputs(workload, folder / "inputs", "", "")
     job = Job(workload, Variant(), 2, checkpoint, data)
-    return {one.peer: one for one in driver.measure(settings, job, variants, {})}
+    return driver.measure(settings, job, {peer: list(variants)}, {})
 
 
 def test_a_tiny_model_is_measured(tmp_path: pathlib.Path) -> None:
     workload = Workload("fine_tuning", "tiny", 4, 32, rows=12, lengths="sst2")
-    found = measure(tmp_path, workload, {"bert_tf": [Variant()]})["bert_tf"]
+    (found,) = measure(tmp_path, workload, "bert_tf", Variant())
     assert found.note == ""
     assert len(found.walls) == 2
     assert found.difference is not None
@@ -322,10 +322,7 @@ def test_a_tiny_model_is_measured(tmp_path: pathlib.Path) -> None:
 def test_exports_are_measured(tmp_path: pathlib.Path) -> None:
     workload = Workload("forward", "tiny", 4, 32, rows=12, lengths="sst2")
     variants = [Variant(), Variant("int8"), Variant("float32", worker="litert")]
-    settings = settings_of(tmp_path)
-    checkpoint, data = inputs.make_inputs(workload, tmp_path / "inputs", "", "")
-    job = Job(workload, Variant(), 2, checkpoint, data)
-    plain, int8, litert = driver.measure(settings, job, {"bert_tf": variants}, {})
+    plain, int8, litert = measure(tmp_path, workload, "bert_tf", *variants)
     for result, tolerance in ((plain, 1e-4), (int8, 0.6), (litert, 1e-3)):
         assert len(result.walls) == 2 or result.note == "qualifying run alone"
         assert result.difference is not None
@@ -348,7 +345,7 @@ def test_peers_compute_the_same(tmp_path: pathlib.Path, peer: str, workload: Wor
         pytest.skip(f"no environment: python scripts/benchmark_peers/environments.py {peer}")
     if peer == "onnxruntime" and workload.kind != "forward":
         pytest.skip("onnxruntime does not train")
-    found = measure(tmp_path, workload, {peer: [Variant()]})[peer]
+    (found,) = measure(tmp_path, workload, peer, Variant())
     assert found.note == ""
     assert found.difference is not None
     assert found.difference < 1e-3

@@ -15,13 +15,7 @@ import tf_keras as keras
 
 from bert_tf import distribution
 from bert_tf.config import RuntimeConfig
-from bert_tf.distribution import (
-    Accelerator,
-    best_dtype,
-    connect,
-    cpu_strategy,
-    find_kind,
-)
+from bert_tf.distribution import Accelerator, best_dtype, connect, cpu_strategy, find_kind
 from bert_tf.layouts import GridLayout, UnpaddedLayout
 
 CLUSTER = {"worker": ["one:1", "two:2"]}
