@@ -192,8 +192,8 @@ class UnpaddedLayout:
         def merge(heads: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
             def backward(gradient: tf.Tensor) -> tf.Tensor:
                 gradient = heads_of_rows(gradient, self.index_of_heads(num_heads), size)
-                is_token = self.is_token[:, tf.newaxis, :, tf.newaxis]  # [B, 1, S, 1]
-                return tf.where(is_token, gradient, tf.zeros((), gradient.dtype))
+                is_token = tf.cast(self.is_token, gradient.dtype)
+                return gradient * is_token[:, tf.newaxis, :, tf.newaxis]  # by [B, 1, S, 1]
 
             return rows_of_heads(heads, self.index_of_rows(num_heads)), backward
 
