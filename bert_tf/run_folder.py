@@ -382,7 +382,10 @@ def start(
     pretrained: Pretrained,
     total_steps: int,
 ) -> TrainingState:
-    """Builds model and optimizer, and resumes, or loads pre-trained weights, or starts fresh."""
+    """Builds model and optimizer, and resumes, or loads pre-trained weights, or starts fresh.
+
+    The weights are taken out of `pretrained`, not to be in memory twice while the model trains.
+    """
     keras.utils.set_random_seed(run.train.seed)
     with accelerator.strategy.scope():
         model = task.build_model(accelerator.layout)
@@ -420,6 +423,7 @@ def start(
         )
     else:
         logging.info("Started from random weights.")
+    pretrained.weights.clear()
     return state
 
 

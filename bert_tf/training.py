@@ -52,7 +52,7 @@ def train(
         workdir: the folder of the run.
         accelerator: from `distribution.connect`.
         task: from `Task.from_data`.
-        pretrained: weights to start from.
+        pretrained: weights to start from; see `run_folder.start`.
 
     Returns:
         The metrics of the best evaluation, with its `step`.

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from bert_tf import run_folder, training, weights
+from bert_tf.checkpoints import Pretrained
 from bert_tf.data import batches
 from bert_tf.distribution import Preempted
 from bert_tf.training import Loop, NonFiniteLoss
@@ -54,6 +56,24 @@ def test_a_tiny_model_learns_its_data(tmp_path: pathlib.Path) -> None:
     assert losses[-1] < 0.3 < losses[0]
     assert metrics["accuracy"] >= 0.8
     assert metrics["step"] == 90
+
+
+def test_pretrained_weights_are_not_kept_beside_the_model(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = []
+    start = training.start
+
+    def watched(*arguments: Any) -> run_folder.TrainingState:
+        pretrained = next(each for each in arguments if isinstance(each, Pretrained))
+        before = len(pretrained.weights)
+        state = start(*arguments)
+        held.append((before > 0, len(pretrained.weights)))
+        return state
+
+    monkeypatch.setattr(training, "start", watched)
+    run_tiny(tiny_run(tmp_path), tmp_path / "run")
+    assert held == [(True, 0)]
 
 
 @pytest.fixture(scope="module")

@@ -184,19 +184,25 @@ def load_alone(folder: str) -> Callable[..., dict[str, tf.Tensor]]:
 
 
 def checked_outputs(job: Job, task: Task, model: tf.Module) -> dict[str, np.ndarray]:
-    """Logits or losses of a few rows, and the norm of the gradient, without dropout."""
+    """Logits or losses of a few rows, and the norm of the gradient, without dropout.
+
+    In graphs, as training is: operation by operation everything would be in memory at once, and the
+    peak would be that of the comparison.
+    """
     rows = first_rows(job.rows(), CHECKED_ROWS)
     if job.workload.packed and not job.reference:
         batch = packed_rows(job, rows)
     else:
         batch = features_of(cut_batch(rows, np.arange(len(rows["labels"]))))
     weights = task.term_weights(batch)
-    sums, gradients = training.make_gradients(task, model, 1)(batch, None, weights, 1.0)
+    gradients_of = tf.function(training.make_gradients(task, model, 1), autograph=False)
+    sums, gradients = gradients_of(batch, None, weights, tf.constant(1.0))
     norm = global_norm([each.numpy() for each in gradients if each is not None])
     loss = training.total_loss(task, sums, weights).numpy()
     outputs = {"loss": np.array([loss]), "gradient_norm": np.array([norm])}
     if job.workload.kind != "pretraining":
-        outputs["logits"] = task.predict(model, batch)["logits"].numpy()
+        predict = tf.function(lambda: task.predict(model, batch)["logits"], autograph=False)
+        outputs["logits"] = predict().numpy()
     return outputs
 
 
