@@ -52,8 +52,8 @@ def gelu_in_training(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.
     def backward(gradient: tf.Tensor) -> tf.Tensor:
         wide = tf.cast(x, tf.float32)
         density = tf.exp(-0.5 * tf.square(wide)) * math.sqrt(0.5 / math.pi)
-        slope = tf.cast(kept, tf.float32) + wide * density
-        return tf.cast(tf.cast(gradient, tf.float32) * slope, x.dtype)
+        derivative = tf.cast(kept, tf.float32) + wide * density
+        return tf.cast(tf.cast(gradient, tf.float32) * derivative, x.dtype)
 
     return tf.cast(wide * share, x.dtype), backward
 
@@ -71,8 +71,8 @@ def gelu_approximate_in_training(
     def backward(gradient: tf.Tensor) -> tf.Tensor:
         wide, tanh = tf.cast(x, tf.float32), tf.cast(kept, tf.float32)
         inner = wide * (slope + (3.0 * 0.044715 * slope) * tf.square(wide))
-        total = 0.5 * (1.0 + tanh) * (1.0 + inner * (1.0 - tanh))
-        return tf.cast(tf.cast(gradient, tf.float32) * total, x.dtype)
+        derivative = 0.5 * (1.0 + tanh) * (1.0 + inner * (1.0 - tanh))
+        return tf.cast(tf.cast(gradient, tf.float32) * derivative, x.dtype)
 
     return tf.cast(wide * (0.5 + 0.5 * tanh), x.dtype), backward
 
