@@ -85,6 +85,31 @@ class LayerNorm(NamedLayer):
     def call(self, x: tf.Tensor) -> tf.Tensor:
         return kernels.layer_norm(x, self.gamma, self.beta, self.epsilon)
 
+    def arguments(self, seed: tf.Tensor | None) -> dict[str, tf.Tensor | None]:
+        """What `norm_dropout` and `dropout_add_norm` take beside rows; `seed`: of that dropout."""
+        return {"gamma": self.gamma, "beta": self.beta, "seed": seed}
+
+
+def norm_dropout(
+    x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, seed: tf.Tensor | None, config: BertConfig
+) -> tf.Tensor:
+    """What stands behind the embeddings: dropout(LayerNorm(x)), rows [R, H]."""
+    normed = kernels.layer_norm(x, gamma, beta, config.layer_norm_eps)
+    return kernels.dropout(normed, config.hidden_dropout_prob, seed)
+
+
+def dropout_add_norm(
+    x: tf.Tensor,
+    residual: tf.Tensor,
+    gamma: tf.Tensor,
+    beta: tf.Tensor,
+    seed: tf.Tensor | None,
+    config: BertConfig,
+) -> tf.Tensor:
+    """What stands behind both parts of a block: LayerNorm(residual + dropout(x)), rows [R, H]."""
+    total = residual + kernels.dropout(x, config.hidden_dropout_prob, seed)
+    return kernels.layer_norm(total, gamma, beta, config.layer_norm_eps)
+
 
 class Embeddings(NamedLayer):
     """Sum of word, position and segment embeddings, normalised (paper, figure 2)."""
@@ -114,9 +139,8 @@ class Embeddings(NamedLayer):
         one_hot = tf.one_hot(segment_ids, self.config.type_vocab_size, dtype=words.dtype)
         segments = kernels.product(one_hot, self.token_type_embeddings)  # [R, H]
         positions = layout.position_rows(self.position_embeddings)  # [R, H]
-        return kernels.dropout(
-            self.norm(words + segments + positions), self.config.hidden_dropout_prob, seed
-        )
+        x = words + segments + positions
+        return layout.row_wise(norm_dropout, [x], self.norm.arguments(seed), config=self.config)
 
 
 class SelfAttention(keras.layers.Layer):
@@ -144,7 +168,8 @@ class SelfAttention(keras.layers.Layer):
         key = layout.split_heads(x, self.key, num_heads)  # [B, N, S, D]
         value = layout.split_heads(x, self.value, num_heads)
         rate = self.config.attention_probs_dropout_prob
-        return kernels.attention(query, key, value, layout.attention_bias, rate, seed)
+        drop = functools.partial(layout.dropout, rate=rate, seed=seed)
+        return kernels.attention(query, key, value, layout.attention_bias, drop)
 
 
 class TransformerBlock(keras.layers.Layer):
@@ -170,14 +195,25 @@ class TransformerBlock(keras.layers.Layer):
             asking = layout.first_rows(x)  # [B, H]
             asking_layout = PaddedLayout(tf.ones_like(asking[:, :1], tf.int32))
         first, second, third = (None,) * 3 if seeds is None else tf.unstack(seeds, num=3)
-        rate = self.config.hidden_dropout_prob
         heads = self.attention(asking, asking_layout, x, layout, first)  # [B, N, S or 1, D]
         attended = asking_layout.merge_heads(heads, self.attention_output)  # [Q, H]
-        attended = kernels.dropout(attended, rate, second)
-        asking = self.attention_norm(asking + attended)  # [Q, H]
+        asking = self.add_and_norm(attended, asking, self.attention_norm, asking_layout, second)
         activation = kernels.activation(self.config.hidden_act, training=seeds is not None)
-        inner = activation(self.intermediate(asking))  # [Q, F]
-        return self.output_norm(asking + kernels.dropout(self.output_dense(inner), rate, third))
+        inner = asking_layout.row_wise(activation, [self.intermediate(asking)], {})  # [Q, F]
+        outer = self.output_dense(inner)  # [Q, H]
+        return self.add_and_norm(outer, asking, self.output_norm, asking_layout, third)
+
+    def add_and_norm(
+        self,
+        x: tf.Tensor,
+        residual: tf.Tensor,
+        norm: LayerNorm,
+        layout: Layout,
+        seed: tf.Tensor | None,
+    ) -> tf.Tensor:
+        """`dropout_add_norm` with the weights of `norm`: [Q, H]."""
+        rows, others = [x, residual], norm.arguments(seed)
+        return layout.row_wise(dropout_add_norm, rows, others, config=self.config)
 
 
 class BertEncoder(keras.layers.Layer):

@@ -167,8 +167,7 @@ def attention(
     key: tf.Tensor,
     value: tf.Tensor,
     bias: tf.Tensor,
-    rate: float,
-    seed: tf.Tensor | None,
+    drop: Callable[[tf.Tensor], tf.Tensor] | None = None,
 ) -> tf.Tensor:
     """Scaled dot-product attention (Vaswani et al. 2017, section 3.2.1).
 
@@ -177,15 +176,15 @@ def attention(
         key: [B, N, T, D].
         value: [B, N, T, D].
         bias: float32, broadcasts to [B, N, S, T]; 0 where attention is allowed.
-        rate: dropout of the probabilities.
-        seed: of that dropout; None in inference.
+        drop: dropout of the probabilities [B, N, S, T]; None in inference.
 
     Returns:
         The attended values [B, N, S, D].
     """
     scale = tf.constant(query.shape[-1] ** -0.5, query.dtype)
     scores = tf.matmul(query * scale, key, transpose_b=True)  # [B, N, S, T]
-    return tf.matmul(dropout(softmax(scores, bias), rate, seed), value)
+    probs = softmax(scores, bias)
+    return tf.matmul(probs if drop is None else drop(probs), value)
 
 
 def attention_bias(mask: tf.Tensor) -> tf.Tensor:

@@ -10,13 +10,17 @@ Legend: B batch, S sequence, R rows, H hidden, N heads, D head size; H = N x D.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
 
 from bert_tf import kernels
+
+# Numbers of rows that programs are compiled for: 64, 96, 128, 192, 256, ... Each that occurs takes
+# about 0.1 s a program, once; at most a third of what a program computes is filling.
+SIZES = [(2 + half) << octave for octave in range(5, 30) for half in range(2)]
 
 
 class Projection(Protocol):
@@ -58,6 +62,14 @@ class Layout(Protocol):
     def merge_heads(self, heads: tf.Tensor, projection: Projection) -> tf.Tensor:
         """A projection of all heads [B, N, S, D] side by side, in rows: [R, H]."""
 
+    def row_wise(
+        self, function: Callable[..., tf.Tensor], rows: Sequence, others: Mapping, **settings: Any
+    ) -> tf.Tensor:
+        """`function(*rows, **others, **settings)`, as fast as may be; see `in_one_pass`."""
+
+    def dropout(self, x: tf.Tensor, rate: float, seed: tf.Tensor | None) -> tf.Tensor:
+        """`kernels.dropout` of any shape, as fast as may be."""
+
 
 class PaddedLayout:
     """R = B x S: every position is a row."""
@@ -87,6 +99,14 @@ class PaddedLayout:
     def merge_heads(self, heads: tf.Tensor, projection: Projection) -> tf.Tensor:
         rows = self.to_rows(tf.transpose(heads, [0, 2, 1, 3]))  # [R, N, D]
         return projection(tf.reshape(rows, [-1, rows.shape[1] * rows.shape[2]]))
+
+    def row_wise(
+        self, function: Callable[..., tf.Tensor], rows: Sequence, others: Mapping, **settings: Any
+    ) -> tf.Tensor:
+        return function(*rows, **others, **settings)
+
+    def dropout(self, x: tf.Tensor, rate: float, seed: tf.Tensor | None) -> tf.Tensor:
+        return kernels.dropout(x, rate, seed)
 
 
 class GridLayout(PaddedLayout):
@@ -142,6 +162,7 @@ class UnpaddedLayout:
     """
 
     def __init__(self, mask: tf.Tensor, training: bool = False) -> None:
+        self.training = training
         # Exported graphs have no operation of a gradient.
         self.differentiated = tf.custom_gradient if training else without_gradient
         length = tf.shape(mask)[1]
@@ -199,6 +220,21 @@ class UnpaddedLayout:
 
         return projection(merge(heads))
 
+    def row_wise(
+        self, function: Callable[..., tf.Tensor], rows: Sequence, others: Mapping, **settings: Any
+    ) -> tf.Tensor:
+        if self.training:
+            return in_one_pass(function, rows, others, **settings)
+        return function(*rows, **others, **settings)
+
+    def dropout(self, x: tf.Tensor, rate: float, seed: tf.Tensor | None) -> tf.Tensor:
+        if seed is None or rate == 0.0:
+            return x
+        # Unit by unit: one program for all lengths, not one for each.
+        units = tf.reshape(x, [-1])
+        dropped = self.row_wise(kernels.dropout, [units], {"seed": seed}, rate=rate)
+        return tf.reshape(dropped, tf.shape(x))
+
 
 def without_gradient(function: Callable) -> Callable:
     """The values of a function in the form that `tf.custom_gradient` takes."""
@@ -234,6 +270,77 @@ def rows_of_heads(heads: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
     """[B, N, S, D] to rows [R, N * D]."""
     rows = tf.gather(tf.reshape(heads, [-1, heads.shape[3]]), index)  # [R, N, D]
     return tf.reshape(rows, [-1, heads.shape[1] * heads.shape[3]])
+
+
+def in_one_pass(
+    function: Callable[..., tf.Tensor],
+    rows: Sequence[tf.Tensor],
+    others: Mapping[str, tf.Tensor | tf.Variable],
+    **settings: Any,
+) -> tf.Tensor:
+    """`function(*rows, **others, **settings)`, and its gradient, compiled by XLA.
+
+    On CPU TensorFlow runs one operation after the other, and each reads and writes all rows. XLA
+    joins them, but its matrix products are slow and it wants to know every shape. So only what lies
+    between two products is compiled, for numbers of rows rounded up to `SIZES`. The backward pass
+    computes the forward one again within its own: only `rows` are kept for it.
+
+    Args:
+        function: one of a module, or cached. A row of its output depends on the same row of `rows`
+            and on `others`; a row of 0 gives no NaN.
+        rows: floats [R, ...], for any R.
+        others: what belongs to all rows, such as weights and seeds.
+        settings: hashable Python values; each set of them makes programs of its own.
+
+    Returns:
+        [R, ...].
+    """
+    forward, backward = programs(function, tuple(others), tuple(settings.items()))
+
+    @tf.custom_gradient
+    def island(*values: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+        count = tf.shape(values[0])[0]
+        sizes = tf.constant(SIZES)
+        filling = tf.gather(sizes, tf.searchsorted(sizes, count[tf.newaxis])[0]) - count
+
+        def filled(x: tf.Tensor) -> tf.Tensor:
+            zeros = tf.zeros(tf.concat([[filling], tf.shape(x)[1:]], axis=0), x.dtype)
+            return tf.concat([x, zeros], axis=0)  # a copy of memory; `tf.pad` is slower
+
+        inputs = [filled(x) for x in values[: len(rows)]] + list(values[len(rows) :])
+
+        def gradients(gradient: tf.Tensor) -> list[tf.Tensor | None]:
+            found = iter(backward(inputs, filled(gradient)))
+            own = [next(found)[:count] for _ in rows]
+            return own + [next(found) if x.dtype.is_floating else None for x in values[len(own) :]]
+
+        return forward(inputs)[:count], gradients
+
+    return island(*(tf.convert_to_tensor(x) for x in (*rows, *others.values())))
+
+
+@functools.cache  # once for all layers, and for several runs in a process
+def programs(
+    function: Callable[..., tf.Tensor],
+    names: tuple[str, ...],
+    settings: tuple[tuple[str, Any], ...],
+) -> tuple[Callable, Callable]:
+    """A function of a list of tensors, the last of them by `names`, and that of its gradients."""
+
+    def plain(inputs: list[tf.Tensor]) -> tf.Tensor:
+        first = len(inputs) - len(names)
+        others = dict(zip(names, inputs[first:], strict=True))
+        return function(*inputs[:first], **others, **dict(settings))
+
+    def gradients(inputs: list[tf.Tensor], gradient: tf.Tensor) -> list[tf.Tensor]:
+        floats = [x for x in inputs if x.dtype.is_floating]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(floats)
+            output = plain(inputs)
+        return tape.gradient(output, floats, output_gradients=gradient)
+
+    program = functools.partial(tf.function, jit_compile=True, autograph=False)
+    return program(plain), program(gradients)
 
 
 def grid_shape(mask: tf.Tensor) -> tuple[int | tf.Tensor, int | tf.Tensor]:

@@ -105,7 +105,7 @@ def test_attention() -> None:
     query, key, value = (normal(2, 3, 5, 4, seed=seed) for seed in range(3))
     mask = np.array([[1, 1, 1, 1, 0], [1, 0, 1, 0, 0]])
     bias = ((1 - mask) * kernels.MASKED_SCORE).astype(np.float32)[:, None, None, :]
-    actual = kernels.attention(query, key, value, bias, rate=0.0, seed=None)
+    actual = kernels.attention(query, key, value, bias)
     inputs = (array.astype(np.float64) for array in (query, key, value))
     np.testing.assert_allclose(actual, numpy_bert.attention(*inputs, mask), rtol=0, atol=1e-6)
 
@@ -113,15 +113,18 @@ def test_attention() -> None:
 def test_masked_keys_have_no_influence_at_all() -> None:
     query, key, value = (normal(1, 2, 4, 8, seed=seed) for seed in range(3))
     bias = tf.constant([0.0, 0.0, 0.0, kernels.MASKED_SCORE])
-    before = kernels.attention(query, key, value, bias, 0.0, None)
+    before = kernels.attention(query, key, value, bias)
     key[:, :, 3], value[:, :, 3] = 50.0, 1e6
-    after = kernels.attention(query, key, value, bias, 0.0, None)
+    after = kernels.attention(query, key, value, bias)
     np.testing.assert_array_equal(before, after)
 
 
 def test_attention_softmax_is_float32_in_half_precision() -> None:
+    def drop(probs: tf.Tensor) -> tf.Tensor:
+        return kernels.dropout(probs, 0.1, tf.constant([1, 2]))
+
     graph = tf.function(
-        lambda x: kernels.attention(x, x, x, tf.zeros([1, 1, 1, 4]), 0.1, tf.constant([1, 2]))
+        lambda x: kernels.attention(x, x, x, tf.zeros([1, 1, 1, 4]), drop)
     ).get_concrete_function(tf.TensorSpec([2, 3, 4, 8], tf.bfloat16))
     types = {op.type: op.outputs[0].dtype for op in graph.graph.get_operations() if op.outputs}
     assert types["Exp"] == tf.float32

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from bert_tf import kernels
 from bert_tf.config import BertConfig
 from bert_tf.encoder import Linear
 from bert_tf.kernels import MASKED_SCORE, attention_bias
-from bert_tf.layouts import GridLayout, Layout, PaddedLayout, UnpaddedLayout
+from bert_tf.layouts import (
+    GridLayout,
+    Layout,
+    PaddedLayout,
+    UnpaddedLayout,
+    in_one_pass,
+    programs,
+)
 
 MASK = np.array([[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1]], np.int32)
 LAYOUTS = pytest.mark.parametrize("layout_class", [PaddedLayout, GridLayout, UnpaddedLayout])
@@ -159,3 +169,60 @@ def test_unknown_shapes(layout_class: type[Layout], shape: list[int | None]) -> 
     # The sizes that matrix products need are known even so.
     known = [tensor.shape.as_list()[-1] for tensor in concrete.outputs[:5]]
     assert known == [6, 3, 6, 6, 6]
+
+
+def joined(
+    x: tf.Tensor, residual: tf.Tensor, gamma: tf.Tensor, seed: tf.Tensor, rate: float
+) -> tf.Tensor:
+    """Row-wise, with everything that a block has between two products."""
+    x = kernels.gelu_in_training(kernels.dropout(x, rate, seed))
+    return kernels.layer_norm(x + residual, gamma, tf.zeros_like(gamma), 1e-12)
+
+
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 200])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(tf.float32, 2e-6), (tf.bfloat16, 2e-2)])
+def test_compiled_rows_have_the_values_and_gradients_of_the_function(
+    count: int, dtype: tf.DType, tolerance: float
+) -> None:
+    random = tf.random.Generator.from_seed(1)
+    x, residual, arriving = (tf.cast(random.normal([count, 24]), dtype) for _ in range(3))
+    gamma, seed = tf.Variable(random.normal([24])), tf.constant([5, 6])
+
+    def with_gradients(function: Callable[..., tf.Tensor]) -> list[tf.Tensor]:
+        with tf.GradientTape() as tape:
+            tape.watch([x, residual])
+            y = function(joined, [x, residual], {"gamma": gamma, "seed": seed}, rate=0.3)
+        return [y, *tape.gradient(y, [x, residual, gamma], output_gradients=arriving)]
+
+    actual = with_gradients(UnpaddedLayout(tf.ones([1, 1], tf.int32), training=True).row_wise)
+    expected = with_gradients(PaddedLayout(tf.ones([1, 1], tf.int32)).row_wise)
+    for got, wanted in zip(actual, expected, strict=True):
+        assert got.dtype == wanted.dtype
+        assert got.shape == wanted.shape
+        scale = tf.reduce_max(tf.abs(tf.cast(wanted, tf.float32))).numpy()
+        np.testing.assert_allclose(
+            tf.cast(got, tf.float32), tf.cast(wanted, tf.float32), rtol=0, atol=tolerance * scale
+        )
+
+
+def test_rows_are_compiled_for_a_few_sizes_alone() -> None:
+    def compiled_size(x: tf.Tensor) -> tf.Tensor:
+        return x + tf.cast(tf.shape(x)[0], tf.float32)
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 3])])
+    def step(x: tf.Tensor) -> tf.Tensor:
+        return in_one_pass(compiled_size, [x], {})
+
+    for count, size in {1: 64, 5: 64, 64: 64, 65: 96, 96: 96, 97: 128, 129: 192}.items():
+        np.testing.assert_array_equal(step(tf.zeros([count, 3])), np.full([count, 3], size))
+    # Traced once for all of them; XLA then compiles it for each size.
+    assert programs(compiled_size, (), ())[0].experimental_get_tracing_count() == 1
+
+
+@LAYOUTS
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_dropout_is_that_of_the_kernel(layout_class: type[Layout], rate: float) -> None:
+    layout = layout_class(tf.constant(MASK), training=True)
+    x, seed = grid(3, 2, 4, 4), tf.constant([1, 2])
+    np.testing.assert_array_equal(layout.dropout(x, rate, seed), kernels.dropout(x, rate, seed))
+    assert layout.dropout(x, rate, None) is x
