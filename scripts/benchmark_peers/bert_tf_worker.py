@@ -225,8 +225,8 @@ def prepare_training(job: Job) -> Prepared:
     )
     feed = (PretrainingFeed if is_pretraining else FineTuningFeed)(job, task, accelerator)
 
-    def run(asked: int = 0) -> None:
-        left = asked or feed.steps
+    def run() -> None:
+        left = feed.steps
         while left:
             iterator, count = feed.next(min(left, task.run.train.steps_per_loop))
             if not count:
@@ -236,7 +236,7 @@ def prepare_training(job: Job) -> Prepared:
                 raise ValueError("the loss is not finite")
             left -= count
 
-    return Prepared(run, outputs, lambda: run(min(2, feed.steps)))
+    return Prepared(run, outputs)  # warm after a whole run: each size of a batch compiles once
 
 
 class FineTuningFeed:
@@ -247,8 +247,7 @@ class FineTuningFeed:
         ids, labels = rows["token_ids"], {"label": rows["labels"]}
         examples = batches.Examples(ids, np.zeros_like(ids), rows["row_splits"], labels)
         self.steps = batches.steps_per_epoch(len(examples), job.workload.batch)
-        # Two more steps, for the warm-up: what follows then begins within an epoch.
-        self.feed = examples.feed(task.run, 0, self.steps * RUNS + 2, accelerator)
+        self.feed = examples.feed(task.run, 0, self.steps * RUNS, accelerator)
 
     def next(self, most: int) -> tuple[Iterator[Features], int]:
         """As `batches.Feed`."""
