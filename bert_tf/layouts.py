@@ -71,8 +71,17 @@ class Layout(Protocol):
         """`kernels.dropout` of any shape, as fast as may be."""
 
 
+def uncompiled(
+    function: Callable[..., tf.Tensor], rows: Sequence, others: Mapping, **settings: Any
+) -> tf.Tensor:
+    """`function(*rows, **others, **settings)`, operation by operation."""
+    return function(*rows, **others, **settings)
+
+
 class PaddedLayout:
     """R = B x S: every position is a row."""
+
+    row_wise = staticmethod(uncompiled)
 
     def __init__(self, mask: tf.Tensor, training: bool = False) -> None:
         del training  # nothing is to be gained
@@ -99,11 +108,6 @@ class PaddedLayout:
     def merge_heads(self, heads: tf.Tensor, projection: Projection) -> tf.Tensor:
         rows = self.to_rows(tf.transpose(heads, [0, 2, 1, 3]))  # [R, N, D]
         return projection(tf.reshape(rows, [-1, rows.shape[1] * rows.shape[2]]))
-
-    def row_wise(
-        self, function: Callable[..., tf.Tensor], rows: Sequence, others: Mapping, **settings: Any
-    ) -> tf.Tensor:
-        return function(*rows, **others, **settings)
 
     def dropout(self, x: tf.Tensor, rate: float, seed: tf.Tensor | None) -> tf.Tensor:
         return kernels.dropout(x, rate, seed)
@@ -162,9 +166,9 @@ class UnpaddedLayout:
     """
 
     def __init__(self, mask: tf.Tensor, training: bool = False) -> None:
-        self.training = training
         # Exported graphs have no operation of a gradient.
         self.differentiated = tf.custom_gradient if training else without_gradient
+        self.row_wise = in_one_pass if training else uncompiled
         length = tf.shape(mask)[1]
         is_first = tf.cast(tf.range(length) == 0, mask.dtype)  # [S]
         is_empty = ~tf.reduce_any(mask > 0, axis=1, keepdims=True)  # [B, 1]
@@ -219,13 +223,6 @@ class UnpaddedLayout:
             return rows_of_heads(heads, self.index_of_rows(num_heads)), backward
 
         return projection(merge(heads))
-
-    def row_wise(
-        self, function: Callable[..., tf.Tensor], rows: Sequence, others: Mapping, **settings: Any
-    ) -> tf.Tensor:
-        if self.training:
-            return in_one_pass(function, rows, others, **settings)
-        return function(*rows, **others, **settings)
 
     def dropout(self, x: tf.Tensor, rate: float, seed: tf.Tensor | None) -> tf.Tensor:
         if seed is None or rate == 0.0:
